@@ -1,0 +1,1 @@
+"""Bytes to arrays: decoding and preprocessing, shared by training and inference."""

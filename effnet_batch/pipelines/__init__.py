@@ -1,0 +1,1 @@
+"""The Ray Data graphs and the runs around them."""

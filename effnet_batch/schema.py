@@ -1,0 +1,130 @@
+"""Column names, statuses and Arrow schemas: what is written, and what users' readers rely on.
+
+The columns that the ledger needs stand last in a part, next to its footer, so that one ranged
+request for the tail of a part answers "what is done?" without touching the vectors.
+"""
+
+import hashlib
+from typing import Final
+
+import pyarrow as pa
+
+STATUS_OK: Final = "ok"
+STATUS_FETCH_ERROR: Final = "fetch_error"
+STATUS_DECODE_ERROR: Final = "decode_error"
+STATUS_UNSUPPORTED: Final = "unsupported"
+STATUS_TOO_LARGE: Final = "too_large"
+STATUS_TIMEOUT: Final = "timeout"
+STATUS_CRASHED: Final = "crashed"
+STATUS_OUT_OF_MEMORY: Final = "out_of_memory"
+
+STATUSES: Final = (
+    STATUS_OK,
+    STATUS_FETCH_ERROR,
+    STATUS_DECODE_ERROR,
+    STATUS_UNSUPPORTED,
+    STATUS_TOO_LARGE,
+    STATUS_TIMEOUT,
+    STATUS_CRASHED,
+    STATUS_OUT_OF_MEMORY,
+)
+"""Every value of the ``status`` column."""
+
+TRANSIENT_STATUSES: Final = (STATUS_FETCH_ERROR, STATUS_TIMEOUT)
+"""Statuses that the next run tries again."""
+
+KIND_IMAGE: Final = "image"
+KIND_TAR: Final = "tar"
+KIND_ZIP: Final = "zip"
+KIND_PARQUET: Final = "parquet"
+KINDS: Final = (KIND_IMAGE, KIND_TAR, KIND_ZIP, KIND_PARQUET)
+"""What a source can be; all but ``image`` are shards of many members."""
+
+MANIFEST_SCHEMA: Final = pa.schema(
+    [
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("source_id", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("size_bytes", pa.int64()),
+        pa.field("etag", pa.string()),
+        pa.field("mtime", pa.timestamp("us", tz="UTC")),
+        pa.field("label", pa.string()),
+        pa.field("group", pa.string()),
+        pa.field("split", pa.string()),
+        pa.field("is_signed", pa.bool_()),
+    ]
+)
+"""One row per source. ``is_signed``: its URL carried a signature, which is never stored."""
+
+LEDGER_COLUMNS: Final = (
+    "source_id",
+    "record_id",
+    "source_version",
+    "attempt",
+    "status",
+    "num_source_records",
+)
+"""The columns that say what is done."""
+
+
+def embeddings_schema(*, float16: bool = False, top_k: int = 0, logits: bool = False) -> pa.Schema:
+    """Returns the Arrow schema of an embeddings part.
+
+    ``embedding`` is a ``list<float>``: a null in a fixed-size list cannot be read back by pyarrow
+    or pandas. It is null wherever ``status`` is not ``ok``.
+
+    Args:
+        float16: store the vectors as float16 instead of float32.
+        top_k: number of best classes kept per record; 0 leaves their columns out.
+        logits: keep the logits of all classes.
+    """
+    vector = pa.list_(pa.float16() if float16 else pa.float32())
+    fields = [
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("member", pa.string()),
+        pa.field("label", pa.string()),
+        pa.field("group", pa.string()),
+        pa.field("split", pa.string()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("size_bytes", pa.int64()),
+        pa.field("embedding", vector),
+    ]
+    if top_k:
+        fields += [
+            pa.field("top_k_classes", pa.list_(pa.int32())),
+            pa.field("top_k_scores", pa.list_(pa.float32())),
+        ]
+    if logits:
+        fields.append(pa.field("logits", vector))
+    fields += [
+        pa.field("error_type", pa.string()),
+        pa.field("error_message", pa.string()),
+        pa.field("run_id", pa.string(), nullable=False),
+        pa.field("fingerprint", pa.string(), nullable=False),
+        pa.field("source_id", pa.string(), nullable=False),
+        pa.field("record_id", pa.string(), nullable=False),
+        pa.field("source_version", pa.string()),
+        pa.field("attempt", pa.int32(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("num_source_records", pa.int64()),
+    ]
+    return pa.schema(fields)
+
+
+def source_id(uri: str) -> str:
+    """Returns the id of a source: 16 bytes of SHA-256 of its canonical URI, as 32 hex digits."""
+    return hashlib.sha256(uri.encode()).hexdigest()[:32]
+
+
+def record_id(uri: str, member: str | None, occurrence: int) -> str:
+    """Returns the id of a record: 16 bytes of SHA-256 of (URI, member, occurrence), in hex.
+
+    Args:
+        uri: canonical URI of the source.
+        member: name inside the shard, or None for a plain source or an unreadable shard.
+        occurrence: how often this name came before in the same shard; a tar may repeat names.
+    """
+    # NUL cannot stand in a URI, and a missing member differs from one with an empty name.
+    parts = uri if member is None else f"{uri}\0{member}\0{occurrence}"
+    return hashlib.sha256(parts.encode()).hexdigest()[:32]
