@@ -245,10 +245,11 @@ def _converted(name: str, kind: Any, value: Any) -> Any:
         ):
             return tuple(float(item) for item in value)
         raise ConfigError(f"{name} must be {length} numbers, got {value!r}")
-    if kind is float and _is_number(value):
-        return float(value)
+    if kind is float:
+        if _is_number(value):
+            return float(value)
     # bool is an int in Python; `top_k = true` is a mistake all the same.
-    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+    elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
     raise ConfigError(f"{name} must be {kind.__name__}, got {value!r}")
 
