@@ -20,7 +20,7 @@ class Preprocessing:
     image_size: int
     """Side of the square the model sees, in pixels."""
     resize_size: int
-    """``crop``: short side after resizing, in pixels, before the centre crop. Otherwise the side."""
+    """``crop``: short side after resizing, in pixels, before centre crop; else the long side."""
     interpolation: str = "bicubic"
     """Antialiased resize kernel: one of `INTERPOLATIONS`."""
     resize_mode: str = "crop"
@@ -44,6 +44,34 @@ class Preprocessing:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, got {self.std}")
+
+    def resized_size(self, width: int, height: int) -> tuple[int, int]:
+        """Returns the (width, height) in pixels that a source of this size is resized to.
+
+        The short side (``crop``) or the long side (``pad``) becomes ``resize_size``; the other is
+        ``int(resize_size * other / side)``, rounded down as torchvision and timm do, and at least
+        1. ``squash`` makes both ``resize_size``.
+        """
+        if self.resize_mode == "squash":
+            return self.resize_size, self.resize_size
+        side = min(width, height) if self.resize_mode == "crop" else max(width, height)
+        return (
+            max(1, int(self.resize_size * width / side)),
+            max(1, int(self.resize_size * height / side)),
+        )
+
+    def crop_origin(self, resized_width: int, resized_height: int) -> tuple[int, int]:
+        """Returns the (left, top) of the centred model input on the resized image, in pixels.
+
+        Halves are rounded to even, as torchvision's ``CenterCrop`` does. Negative where the
+        resized image is smaller than the input (``pad``): that many black pixels stand before it,
+        rounded down.
+        """
+        left, top = resized_width - self.image_size, resized_height - self.image_size
+        return (
+            round(left / 2) if left >= 0 else -(-left // 2),
+            round(top / 2) if top >= 0 else -(-top // 2),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain JSON types, in field order."""

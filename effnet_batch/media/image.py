@@ -1,0 +1,345 @@
+"""One still image: bytes to the square uint8 frame that a model sees.
+
+An image is shown as a viewer would show it: EXIF orientation applied, only the first frame of an
+animation or a multi-page file, transparency composited on white, 16-bit grey scaled to 8 bits,
+Adobe's inverted CMYK understood. ICC profiles are ignored: samples are taken as sRGB, as training
+pipelines do.
+
+Each format is opened by its own Pillow plugin, chosen by the signature of the bytes, so that no
+other parser of Pillow (EPS runs Ghostscript) ever meets them. Importing this module silences the
+warnings that Pillow's own modules issue: what matters in them is a record's status here.
+"""
+
+import dataclasses
+import io
+import re
+import warnings
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from effnet_batch.errors import (
+    DecodeError,
+    OutOfMemoryError,
+    RecordError,
+    TooLargeError,
+    UnsupportedError,
+)
+from effnet_batch.media.preprocess import Preprocessing
+from effnet_batch.media.signature import detect_type
+
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+MAX_MESSAGE_CHARACTERS: Final = 300
+
+_OPENERS: Final[dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]]] = {
+    "JPEG": JpegImagePlugin.JpegImageFile,
+    "PNG": PngImagePlugin.PngImageFile,
+    "WebP": WebPImagePlugin.WebPImageFile,
+    "GIF": GifImagePlugin.GifImageFile,
+    "BMP": BmpImagePlugin.BmpImageFile,
+    "TIFF": TiffImagePlugin.TiffImageFile,
+}
+FORMATS: Final = tuple(_OPENERS)
+_UNSUPPORTED_MESSAGES: Final = (
+    "unknown pixel mode",
+    "unknown data organization",
+    "cannot handle",
+    "Unsupported BMP",
+)
+
+_RESAMPLING: Final = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+_EXIF_ORIENTATION: Final = 0x0112
+_TIFF_BITS_PER_SAMPLE: Final = 258
+_TIFF_PHOTOMETRIC: Final = 262
+_TIFF_WHITE_IS_ZERO: Final = 0
+
+# EXIF orientation -> how to turn the stored pixels upright.
+_TRANSPOSES: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Orientations that exchange width and height, and those that put the stored right or bottom edge
+# on the left or on the top.
+_SWAPS_SIDES: Final = frozenset({5, 6, 7, 8})
+_FAR_EDGE_LEFT: Final = frozenset({2, 3, 6, 7})
+_FAR_EDGE_TOP: Final = frozenset({3, 4, 7, 8})
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageLimits:
+    """What one image may cost; over it the record is ``too_large``."""
+
+    max_pixels: int = 178_956_970
+    """Width times height from the header, checked before decoding. Pillow refuses GIF and WebP
+    above this default whatever is set here."""
+    max_bytes: int = 256 << 20
+    """Length of the encoded file in bytes."""
+
+    def __post_init__(self) -> None:
+        if self.max_pixels < 1 or self.max_bytes < 1:
+            raise ValueError(f"image limits must be positive, got {self}")
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodedImage:
+    """A frame ready for the model, and the size of the image it came from."""
+
+    frame: npt.NDArray[np.uint8]
+    """uint8 [S, S, 3], HWC, RGB, C-contiguous, writable; S is ``image_size``."""
+    width: int
+    """Of the source after EXIF orientation, in pixels."""
+    height: int
+    """Of the source after EXIF orientation, in pixels."""
+
+
+def decode_image(data: bytes, preprocessing: Preprocessing, limits: ImageLimits) -> DecodedImage:
+    """Decodes, orients, resizes and crops one encoded image.
+
+    Resizing and cropping are one resampling of the cropped region, so the cost and the memory of
+    an extreme aspect ratio stay bounded; against resizing everything and cropping afterwards fewer
+    than one sample in a thousand differs, by 1. JPEG is decoded at 1/2, 1/4 or 1/8 where that
+    leaves at least twice the resized size (`_draft`): more than 50 dB from the full decode.
+
+    Args:
+        data: the whole encoded file.
+        preprocessing: geometry and kernel; its mean and std are applied by the engine.
+        limits: bounds on bytes and pixels.
+
+    Raises:
+        DecodeError: empty, cut short, damaged.
+        UnsupportedError: not one of `FORMATS`, or samples that have no one way to be shown.
+        TooLargeError: over ``limits``, or compressed metadata that unpacks to too much.
+        OutOfMemoryError: an allocation failed.
+    """
+    if not data:
+        raise DecodeError("the image is empty (0 bytes)")
+    if len(data) > limits.max_bytes:
+        raise TooLargeError(
+            f"the image has {len(data):,} bytes; at most {limits.max_bytes:,} are allowed"
+        )
+    detected = detect_type(data)
+    if detected not in _OPENERS:
+        raise UnsupportedError(
+            f"not an image that can be read: the bytes are {detected}; "
+            f"supported are {', '.join(FORMATS)}"
+        )
+    try:
+        return _decode(data, detected, preprocessing, limits)
+    except RecordError:
+        raise
+    except MemoryError:
+        raise OutOfMemoryError(f"out of memory while decoding this {detected} image") from None
+    except Image.DecompressionBombError as error:
+        raise TooLargeError(_describe(detected, error)) from error
+    except Exception as error:
+        # Hostile bytes get anything out of Pillow: OSError, SyntaxError, struct.error, ValueError,
+        # OverflowError, RecursionError, zlib.error, AttributeError ...
+        message = _describe(detected, error)
+        raise _kind_of_failure(message)(message) from error
+
+
+def _decode(
+    data: bytes, image_format: str, preprocessing: Preprocessing, limits: ImageLimits
+) -> DecodedImage:
+    with _OPENERS[image_format](io.BytesIO(data)) as image:
+        stored_width, stored_height = image.size
+        _check_size(stored_width, stored_height, limits)
+        orientation = 1
+        content: tuple[float, float] = (stored_width, stored_height)
+        if isinstance(image, JpegImagePlugin.JpegImageFile):
+            orientation = _orientation(image)
+            content = _draft(image, orientation, preprocessing)
+        image.load()
+        if image_format == "PNG":
+            _scale_transparent_grey(image, bit_depth=data[24])
+        if not isinstance(image, JpegImagePlugin.JpegImageFile):
+            # Only now: PNG may keep it behind the pixels, and TIFF has turned itself in load().
+            orientation = _orientation(image)
+        shown = _as_shown(image)
+    swaps = orientation in _SWAPS_SIDES
+    width, height = (stored_height, stored_width) if swaps else (stored_width, stored_height)
+    content_width, content_height = content[::-1] if swaps else content
+    if orientation in _TRANSPOSES:
+        shown = shown.transpose(_TRANSPOSES[orientation])
+    # A scaled decode pads the stored right and bottom edges to whole pixels.
+    left = shown.width - content_width if orientation in _FAR_EDGE_LEFT else 0.0
+    top = shown.height - content_height if orientation in _FAR_EDGE_TOP else 0.0
+    box = (left, top, left + content_width, top + content_height)
+    resized = _resize_and_crop(shown, box, preprocessing.resized_size(width, height), preprocessing)
+    return DecodedImage(frame=np.array(resized.convert("RGB")), width=width, height=height)
+
+
+def _check_size(width: int, height: int, limits: ImageLimits) -> None:
+    if width < 1 or height < 1:
+        raise DecodeError(f"the image has no pixels ({width}x{height})")
+    if width * height > limits.max_pixels:
+        raise TooLargeError(
+            f"the image has {width}x{height} = {width * height:,} pixels; "
+            f"at most {limits.max_pixels:,} are allowed"
+        )
+
+
+def _orientation(image: ImageFile.ImageFile) -> int:
+    """Returns the EXIF orientation 1..8; 1 where it is absent, unknown or unreadable."""
+    try:
+        value = image.getexif().get(_EXIF_ORIENTATION)
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - viewers show an image with damaged metadata as it is stored
+        return 1
+    return value if isinstance(value, int) and value in _TRANSPOSES else 1
+
+
+def _draft(
+    image: JpegImagePlugin.JpegImageFile, orientation: int, preprocessing: Preprocessing
+) -> tuple[float, float]:
+    """Asks libjpeg for the smallest scaled decode that is at least twice the resized size.
+
+    At twice the size the antialiased kernel still decides the result (52-54 dB from the full
+    decode); at once the size the decoder's box filter would (39 dB). ``nearest`` picks single
+    samples, which scaling would replace by means, so it gets the full decode.
+
+    Returns:
+        Width and height of the stored image in pixels of the scaled decode; they are fractional
+        where the scale does not divide the size and the decoder pads the last row or column.
+    """
+    if preprocessing.interpolation == "nearest":
+        return image.size
+    width, height = image.size
+    if orientation in _SWAPS_SIDES:
+        target_height, target_width = preprocessing.resized_size(height, width)
+    else:
+        target_width, target_height = preprocessing.resized_size(width, height)
+    drafted = image.draft("RGB", (2 * target_width, 2 * target_height))
+    if drafted is None:
+        return image.size
+    _, (_, _, content_width, content_height) = drafted
+    return content_width, content_height
+
+
+def _as_shown(image: Image.Image) -> Image.Image:
+    """Returns the image in mode L or RGB, with the colours that a viewer shows."""
+    if image.mode.startswith("I;16"):
+        return _scale_grey(image)
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        canvas = Image.new("RGB", rgba.size, "white")
+        canvas.paste(rgba, mask=rgba)
+        return canvas
+    if image.mode in ("L", "RGB"):
+        return image
+    if image.mode == "1":
+        return image.convert("L")
+    if image.mode in ("P", "CMYK", "YCbCr", "RGBX"):
+        return image.convert("RGB")
+    raise UnsupportedError(
+        f"samples of Pillow mode {image.mode} have no one way to be shown; "
+        "convert the image to 8 or 16 bits, grey or RGB"
+    )
+
+
+def _scale_transparent_grey(image: ImageFile.ImageFile, bit_depth: int) -> None:
+    """Brings the transparent sample to the 8 bits that Pillow has unpacked the pixels to."""
+    transparent = image.info.get("transparency")
+    if image.mode == "L" and bit_depth in (2, 4) and isinstance(transparent, int):
+        image.info["transparency"] = transparent * (255 // ((1 << bit_depth) - 1))
+
+
+def _scale_grey(image: Image.Image) -> Image.Image:
+    """Scales unsigned grey of 9 to 16 bits to 8, rounding to the nearest; black stays black."""
+    num_bits, is_white_zero = 16, False
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        # Pillow unpacks 12 bits to 0..4095 and leaves it to us to invert WhiteIsZero.
+        num_bits = int(image.tag_v2.get(_TIFF_BITS_PER_SAMPLE, (16,))[0])
+        is_white_zero = image.tag_v2.get(_TIFF_PHOTOMETRIC) == _TIFF_WHITE_IS_ZERO
+    largest = (1 << num_bits) - 1
+    samples = np.minimum(np.arange(1 << 16, dtype=np.uint32), largest)
+    table = ((samples * 255 + largest // 2) // largest).astype(np.uint8)
+    if is_white_zero:
+        table = 255 - table
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        table[transparent] = 255
+    return Image.fromarray(table[np.asarray(image)])
+
+
+def _resize_and_crop(
+    image: Image.Image,
+    content: tuple[float, float, float, float],
+    resized_size: tuple[int, int],
+    preprocessing: Preprocessing,
+) -> Image.Image:
+    """Resamples only what the model sees of the resized image.
+
+    Args:
+        image: mode L or RGB.
+        content: left, top, right, bottom of the source in ``image``, in pixels.
+        resized_size: (width, height) that ``content`` as a whole would be resized to.
+        preprocessing: kernel and crop.
+
+    Returns:
+        ``image_size`` squared, in the mode of ``image``; black where ``pad`` leaves a margin.
+    """
+    size = preprocessing.image_size
+    crop_left, crop_top = preprocessing.crop_origin(*resized_size)
+    left, top = max(crop_left, 0), max(crop_top, 0)
+    right = min(crop_left + size, resized_size[0])
+    bottom = min(crop_top + size, resized_size[1])
+    scale_x = (content[2] - content[0]) / resized_size[0]
+    scale_y = (content[3] - content[1]) / resized_size[1]
+    box = (
+        content[0] + left * scale_x,
+        content[1] + top * scale_y,
+        min(content[0] + right * scale_x, image.width),
+        min(content[1] + bottom * scale_y, image.height),
+    )
+    resized = image.resize(
+        (right - left, bottom - top), _RESAMPLING[preprocessing.interpolation], box=box
+    )
+    if resized.size == (size, size):
+        return resized
+    canvas = Image.new(image.mode, (size, size))
+    canvas.paste(resized, (left - crop_left, top - crop_top))
+    return canvas
+
+
+def _kind_of_failure(message: str) -> type[RecordError]:
+    """Tells Pillow's limits and gaps from damage; it raises the same types for all three."""
+    if "MAX_TEXT_" in message:  # PNG text that unpacks beyond Pillow's bounds
+        return TooLargeError
+    if any(words in message for words in _UNSUPPORTED_MESSAGES):
+        return UnsupportedError
+    return DecodeError
+
+
+def _describe(image_format: str, error: Exception) -> str:
+    """Returns one short line without line breaks, object addresses or file-like objects."""
+    text = re.sub(r"<[^<>]* object at 0x[0-9a-fA-F]+>", "the data", str(error))
+    text = re.sub(r"0x[0-9a-fA-F]{6,}", "(address)", " ".join(text.split()))
+    text = "".join(character if character.isprintable() else "?" for character in text)
+    reason = text or type(error).__name__
+    return f"cannot decode this {image_format} image: {reason}"[:MAX_MESSAGE_CHARACTERS]
