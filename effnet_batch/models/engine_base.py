@@ -1,0 +1,141 @@
+"""What both engines share: the call, its result, and the network from uint8 frames to vectors."""
+
+import abc
+import dataclasses
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from effnet_batch.media.preprocess import Preprocessing
+from effnet_batch.models.backbone import Backbone
+
+Frames = npt.NDArray[np.uint8]
+Vectors = npt.NDArray[np.float32]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EngineOutput:
+    """The result of one forward pass over N frames; the arrays belong to the caller."""
+
+    embeddings: Vectors
+    """float32 [N, embedding_dim], globally averaged features."""
+    logits: Vectors | None
+    """float32 [N, num_classes], or None if the engine was built without logits."""
+
+
+class Engine(abc.ABC):
+    """A model ready to run on one device; `build_engine` makes it.
+
+    Attributes:
+        name: ``torch`` or ``openvino``.
+        device: ``cpu`` or ``cuda``.
+        precision: what really runs: ``fp32``, ``bf16`` or ``fp16``.
+        batch_size: most frames that one `run` takes.
+        image_size: side of a frame, in pixels.
+        num_threads: threads that one `run` computes with, on a CPU.
+        num_streams: how many threads may usefully call `run` at once.
+        embedding_dim: length of an embedding.
+        num_classes: number of logits, or None if the engine was built without logits.
+    """
+
+    def __init__(
+        self,
+        model: Backbone,
+        preprocessing: Preprocessing,
+        *,
+        name: str,
+        device: str,
+        precision: str,
+        batch_size: int,
+        num_threads: int,
+        num_streams: int,
+        with_logits: bool,
+    ) -> None:
+        self.name = name
+        self.device = device
+        self.precision = precision
+        self.batch_size = batch_size
+        self.image_size = preprocessing.image_size
+        self.num_threads = num_threads
+        self.num_streams = num_streams
+        self.embedding_dim = model.embedding_dim
+        self.num_classes = model.num_classes if with_logits else None
+
+    def run(self, frames: Frames) -> EngineOutput:
+        """Computes embeddings, and logits if asked for, in one forward pass.
+
+        The numbers of a frame do not depend on how many frames it came with. May be called from
+        several threads at once.
+
+        Args:
+            frames: uint8 RGB [N, image_size, image_size, 3], N at most ``batch_size``; 0..255, not
+                normalised.
+
+        Raises:
+            ValueError: the frames have another type, shape or number.
+        """
+        expected = (self.image_size, self.image_size, 3)
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != expected:
+            raise ValueError(
+                f"frames must be uint8 [N, {', '.join(map(str, expected))}], "
+                f"got {frames.dtype} {list(frames.shape)}"
+            )
+        if len(frames) > self.batch_size:
+            raise ValueError(f"at most {self.batch_size} frames a batch, got {len(frames)}")
+        if len(frames) == 0:
+            logits = None if self.num_classes is None else _empty(self.num_classes)
+            return EngineOutput(_empty(self.embedding_dim), logits)
+        # Both engines read the frames in place, for which they must be contiguous and writeable.
+        return self._run(np.require(frames, requirements=["C", "W"]))
+
+    @abc.abstractmethod
+    def _run(self, frames: Frames) -> EngineOutput:
+        """Runs 1..batch_size checked, C-contiguous, writeable frames."""
+
+
+def _empty(width: int) -> Vectors:
+    return np.empty((0, width), np.float32)
+
+
+class FrameNetwork(nn.Module):
+    """Normalisation, backbone and classifier as one graph, so that each engine can fuse them.
+
+    The model is shared, not copied, and put into eval mode.
+
+    Args:
+        dtype: of the backbone's weights; normalisation and classifier are float32 always.
+    """
+
+    scale: torch.Tensor
+    offset: torch.Tensor
+
+    def __init__(
+        self,
+        model: Backbone,
+        preprocessing: Preprocessing,
+        *,
+        with_logits: bool,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.dtype = dtype
+        self.with_logits = with_logits
+        mean = torch.tensor(preprocessing.mean, dtype=torch.float64)
+        std = torch.tensor(preprocessing.std, dtype=torch.float64)
+        # (x / 255 - mean) / std as one multiplication and one addition.
+        self.register_buffer("scale", (1 / (255 * std)).float().view(1, 3, 1, 1))
+        self.register_buffer("offset", (-mean / std).float().view(1, 3, 1, 1))
+        self.eval()
+
+    def forward(self, frames: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Maps uint8 [N,S,S,3] to float32 embeddings [N,D] and, if asked for, logits [N,K]."""
+        # Permuting is free: it leaves NCHW in channels_last memory, as the convolutions want it.
+        pixels = frames.permute(0, 3, 1, 2).float() * self.scale + self.offset
+        embeddings = self.model.embed(pixels.to(self.dtype)).float()
+        if not self.with_logits:
+            return (embeddings,)
+        # The classifier stays float32: it is cheap, and bfloat16 logits would tie in the top k.
+        return embeddings, self.model.fc(embeddings)

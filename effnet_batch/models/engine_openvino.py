@@ -1,0 +1,106 @@
+"""The OpenVINO engine: the fastest way to run these models on a CPU."""
+
+import importlib
+import sys
+import threading
+import warnings
+from typing import Any, Final
+
+import torch
+
+from effnet_batch.errors import ConfigError
+from effnet_batch.media.preprocess import Preprocessing
+from effnet_batch.models.backbone import Backbone
+from effnet_batch.models.engine_base import Engine, EngineOutput, FrameNetwork, Frames
+
+TELEMETRY: Final = "openvino_telemetry"
+PRECISION_HINTS: Final = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+
+
+class OpenVINOEngine(Engine):
+    """Runs the model compiled for this CPU; weights are shared with the model while it converts.
+
+    Raises:
+        ConfigError: this CPU cannot run the precision.
+    """
+
+    def __init__(
+        self,
+        model: Backbone,
+        preprocessing: Preprocessing,
+        *,
+        precision: str,
+        batch_size: int,
+        num_threads: int = 1,
+        num_streams: int = 1,
+        with_logits: bool = False,
+    ) -> None:
+        super().__init__(
+            model,
+            preprocessing,
+            name="openvino",
+            device="cpu",
+            precision=precision,
+            batch_size=batch_size,
+            num_threads=num_threads,
+            num_streams=num_streams,
+            with_logits=with_logits,
+        )
+        openvino = _import_without_telemetry()
+        self._tensor_type = openvino.Tensor
+        network = FrameNetwork(model.cpu(), preprocessing, with_logits=with_logits)
+        side = self.image_size
+        example = torch.zeros((1, side, side, 3), dtype=torch.uint8)
+        with torch.no_grad(), warnings.catch_warnings():
+            # Tracing warns that sizes become constants, which is what is wanted here.
+            warnings.simplefilter("ignore")
+            graph = openvino.convert_model(network, example_input=example)
+        graph.reshape([-1, side, side, 3])
+        self._compiled = openvino.Core().compile_model(
+            graph,
+            "CPU",
+            {
+                # Without a hint OpenVINO silently runs bf16 where the CPU has it.
+                "INFERENCE_PRECISION_HINT": PRECISION_HINTS[precision],
+                "NUM_STREAMS": num_streams,
+                "INFERENCE_NUM_THREADS": num_streams * num_threads,
+                # Several processes on a machine would pin themselves to the same cores.
+                "ENABLE_CPU_PINNING": False,
+            },
+        )
+        hint = self._compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+        if hint != PRECISION_HINTS[precision]:
+            raise ConfigError(
+                f"this CPU cannot run precision {precision} with OpenVINO, which would run "
+                f"{hint} instead; choose another --precision"
+            )
+        self._requests = threading.local()
+
+    def _run(self, frames: Frames) -> EngineOutput:
+        request = getattr(self._requests, "request", None)
+        if request is None:
+            request = self._requests.request = self._compiled.create_infer_request()
+        request.set_input_tensor(self._tensor_type(frames, shared_memory=True))
+        request.infer()
+        embeddings = request.get_output_tensor(0).data.copy()
+        with_logits = self.num_classes is not None
+        logits = request.get_output_tensor(1).data.copy() if with_logits else None
+        return EngineOutput(embeddings, logits)
+
+
+def _import_without_telemetry() -> Any:
+    """Imports openvino with its usage statistics off: no network, no files in the home folder.
+
+    OpenVINO reports every import and conversion unless its telemetry package is missing, so it is
+    made to look missing while openvino takes up its choice.
+    """
+    known = sys.modules.get(TELEMETRY)
+    sys.modules[TELEMETRY] = None  # type: ignore[assignment]
+    try:
+        importlib.import_module("openvino.tools.ovc.convert_impl")
+        return importlib.import_module("openvino")
+    finally:
+        if known is None:
+            del sys.modules[TELEMETRY]
+        else:
+            sys.modules[TELEMETRY] = known
