@@ -1,0 +1,112 @@
+"""Shards: the images inside tar, zip and Parquet files, one after the other.
+
+A shard comes from anywhere, so nothing in it is believed: names are only labels and nothing is
+extracted, links are not followed, sizes are checked against what really comes out, and damage
+becomes records instead of exceptions. The same bytes give the same sequence of members whichever
+of them are wanted.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, Final
+
+from effnet_batch import schema
+from effnet_batch.errors import DecodeError, RecordError
+from effnet_batch.shards.member import (
+    IMAGE_EXTENSIONS,
+    Census,
+    IsWanted,
+    Label,
+    Member,
+    Source,
+    is_image_name,
+)
+from effnet_batch.shards.parquet import IMAGE_COLUMNS, find_image_column, iter_parquet
+from effnet_batch.shards.tar import iter_tar
+from effnet_batch.shards.zip import iter_zip
+
+__all__ = [
+    "IMAGE_COLUMNS",
+    "IMAGE_EXTENSIONS",
+    "IsWanted",
+    "Member",
+    "find_image_column",
+    "is_image_name",
+    "iter_members",
+]
+
+_Items = Iterator[Member | Label | None]
+_READERS: Final[dict[str, Callable[[Source, Census, int], _Items]]] = {
+    schema.KIND_TAR: iter_tar,
+    schema.KIND_ZIP: iter_zip,
+}
+
+
+def iter_members(
+    kind: str,
+    uri: str,
+    stream: BinaryIO,
+    *,
+    is_wanted: IsWanted,
+    max_bytes: int,
+    image_column: str | None = None,
+) -> Iterator[Member]:
+    """Yields the wanted images of a shard in its own order, holding at most two of them.
+
+    Args:
+        kind: ``tar`` (plain, .gz, .bz2, .xz or .zst, told apart by content), ``zip`` or
+            ``parquet``.
+        uri: canonical URI of the shard, for messages.
+        stream: seekable stream over the shard; not closed.
+        is_wanted: asked once per member with its name and occurrence; the name is None for the
+            record that stands for what cannot be read. Members that are not wanted are counted,
+            and their bytes are not read where the format allows it.
+        max_bytes: largest member in bytes; larger ones are ``too_large`` records.
+        image_column: Parquet column that holds the images; None recognises the usual ones.
+
+    Yields:
+        Members with ``data`` or ``error``. The shard's last member carries ``num_members``; when
+        it is not wanted no member does.
+
+    Raises:
+        FetchError: the stream failed; what was yielded is an incomplete reading of the shard.
+        OutageError: storage went away.
+    """
+    source = Source(stream, uri)
+    census = Census(is_wanted)
+    items: _Items
+    if kind == schema.KIND_PARQUET:
+        items = iter_parquet(source, census, max_bytes, image_column)
+    elif kind in _READERS:
+        items = _READERS[kind](source, census, max_bytes)
+    else:
+        raise ValueError(f"kind: got {kind!r}, allowed: tar, zip, parquet")
+
+    pending: Member | None = None
+    # The last member is known only when nothing follows, so each one waits for the next.
+    for item in _with_damage(items, source, census):
+        if isinstance(item, Label):
+            if pending is not None and pending.label is None:
+                pending = dataclasses.replace(pending, label=item.text)
+            continue
+        if pending is not None:
+            yield pending
+        pending = item
+    if pending is not None:
+        yield dataclasses.replace(pending, num_members=census.num_members)
+
+
+def _with_damage(items: _Items, source: Source, census: Census) -> _Items:
+    """Adds the record that stands for what could not be read, or for a shard without images."""
+    try:
+        yield from items
+    except Exception as error:
+        # A failed read is no damage, whatever a format library made of it on the way up.
+        if source.failure is not None:
+            raise source.failure from None
+        if not isinstance(error, RecordError):
+            raise
+        yield census.rest(error)
+        return
+    if not census.num_members:
+        yield census.rest(DecodeError(f"{source.uri}: no images in shard"))

@@ -1,0 +1,170 @@
+"""What all shard formats share: members, their names, how they are counted, and the stream."""
+
+import dataclasses
+import errno
+import hashlib
+import io
+from collections.abc import Callable
+from typing import Any, BinaryIO, Final
+
+from effnet_batch.errors import FetchError, RecordError
+
+IMAGE_EXTENSIONS: Final = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"})
+"""Extensions, in lower case, by which a file or member counts as an image."""
+
+MAX_NAME_CHARS: Final = 4096
+"""Longer member names are cut here and told apart by a hash, before their extension."""
+
+MAX_EXPANSION: Final = 100
+"""How many times its own size a compressed shard may unpack to, over ``4 * max_bytes``."""
+
+IsWanted = Callable[[str | None, int], bool]
+"""(name, occurrence) of a member -> whether to read it."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Member:
+    """One image of a shard, or why it could not be had; exactly one of data and error is set."""
+
+    name: str | None
+    """Name inside the shard as valid UTF-8; None stands for all that could not be read."""
+    occurrence: int = 0
+    """How often this name came before in the same shard."""
+    data: bytes | None = None
+    """The encoded image."""
+    error: RecordError | None = None
+    """Why there are no bytes."""
+    size_bytes: int | None = None
+    """Size of the encoded image as found, or as the shard declares it."""
+    num_members: int | None = None
+    """Number of members of the shard; set on its last member only."""
+    label: str | None = None
+    """The label the shard gives this image."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Label:
+    """The label of the member directly before it."""
+
+    text: str
+
+
+class Census:
+    """Counts the members of a shard and asks which of them are wanted."""
+
+    def __init__(self, is_wanted: IsWanted) -> None:
+        self._is_wanted = is_wanted
+        self._num_by_name: dict[str, int] = {}
+        self.num_members = 0
+
+    def admit(self, name: str) -> int | None:
+        """Counts a member; returns its occurrence, or None when it is not wanted."""
+        occurrence = self._num_by_name.get(name, 0)
+        self._num_by_name[name] = occurrence + 1
+        self.num_members += 1
+        return occurrence if self._is_wanted(name, occurrence) else None
+
+    def rest(self, error: RecordError) -> Member | None:
+        """Counts and returns the record that stands for all that could not be read."""
+        self.num_members += 1
+        return Member(None, error=error) if self._is_wanted(None, 0) else None
+
+
+class Source(io.RawIOBase):
+    """A read-only view of a shard's stream that remembers whether reading it ever failed.
+
+    Format libraries catch, replace or swallow exceptions of the stream under them; a failed
+    request must not come out as a damaged file.
+
+    Attributes:
+        uri: canonical URI of the shard.
+        size_bytes: size of the whole shard.
+        failure: the first exception the stream raised.
+    """
+
+    def __init__(self, stream: BinaryIO, uri: str) -> None:
+        self._stream = stream
+        self.uri = uri
+        self.failure: Exception | None = None
+        self.size_bytes = self._seek(0, io.SEEK_END)
+        self._seek(0)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Reads up to ``size`` bytes, all when negative."""
+        try:
+            return self._stream.read(-1 if size is None else size)
+        except Exception as error:
+            raise self._fail(error) from error
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Reads into a writable buffer; returns the number of bytes."""
+        view = memoryview(buffer).cast("B")
+        data = self.read(len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """Moves to a position; one before the start is the shard's fault, not the stream's."""
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: self.size_bytes}[whence]
+        if origin + offset < 0:
+            raise OSError(errno.EINVAL, f"position {origin + offset} is before the start")
+        return self._seek(origin + offset)
+
+    def _seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        try:
+            self._stream.seek(offset, whence)
+            return self._stream.tell()
+        except Exception as error:
+            raise self._fail(error) from error
+
+    def tell(self) -> int:
+        """Returns the position in bytes."""
+        return self._stream.tell()
+
+    def readable(self) -> bool:
+        """Returns True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Returns True."""
+        return True
+
+    def _fail(self, error: Exception) -> Exception:
+        failure: Exception = error
+        if isinstance(error, OSError):
+            failure = FetchError(
+                f"{self.uri}: reading failed: {error}", error_type=type(error).__name__
+            )
+        self.failure = self.failure or failure
+        return failure
+
+
+def is_image_name(name: str) -> bool:
+    """Returns whether a path names an image by its extension; macOS's ``._`` twins do not."""
+    base = name.rpartition("/")[2]
+    stem, dot, extension = base.rpartition(".")
+    is_image = bool(dot and stem) and extension.lower() in IMAGE_EXTENSIONS
+    return is_image and not base.startswith("._")
+
+
+def member_name(raw: bytes) -> str:
+    r"""Returns a member's name as text that is valid UTF-8, has no NUL, and is bounded.
+
+    Bytes that are not UTF-8 are written as ``\xff``. A name is a label only: it is never opened
+    or joined to a path, so ``../`` stays as it is.
+    """
+    name = raw.decode("utf-8", "backslashreplace").replace("\0", "\\x00")
+    if len(name) > MAX_NAME_CHARS:
+        extension = name.rpartition(".")[2][:8]
+        digest = hashlib.sha256(name.encode()).hexdigest()[:32]
+        return f"{name[:MAX_NAME_CHARS]}~{digest}.{extension}"
+    return name
+
+
+def max_unpacked_bytes(size_bytes: int, max_bytes: int) -> int:
+    """Returns how many bytes a compressed shard of ``size_bytes`` may unpack to in all.
+
+    The bound is a function of the whole shard's size, so that it does not move with what was
+    read of it.
+    """
+    return 4 * max_bytes + MAX_EXPANSION * size_bytes

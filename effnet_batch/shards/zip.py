@@ -1,0 +1,107 @@
+"""Zip archives: the members their central directory lists, inflated under a bound."""
+
+import stat
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from typing import Final
+
+from effnet_batch.errors import DecodeError, RecordError, TooLargeError, UnsupportedError
+from effnet_batch.shards.member import (
+    Census,
+    Member,
+    Source,
+    is_image_name,
+    max_unpacked_bytes,
+    member_name,
+)
+
+# The other methods cannot be inflated step by step by zipfile, so a bomb could not be stopped.
+_METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_FLAG_ENCRYPTED: Final = 0x1
+_FLAG_UTF8: Final = 0x800
+_DAMAGE: Final = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    OSError,
+    ValueError,
+    RuntimeError,
+    struct.error,
+)
+
+
+def iter_zip(source: Source, census: Census, max_bytes: int) -> Iterator[Member | None]:
+    """Yields a zip's images in the order of its directory; None for each that is not wanted.
+
+    Directories and links are no members, and an archive inside is not opened. What all members
+    declare is bounded together: overlapping entries let a small file inflate without end.
+
+    Raises:
+        DecodeError: the directory cannot be read.
+        TooLargeError: what follows the last item would inflate to too much.
+    """
+    try:
+        archive = zipfile.ZipFile(source)
+    except _DAMAGE as error:
+        raise DecodeError(f"{source.uri}: no readable zip directory: {error}") from None
+    max_unpacked = max_unpacked_bytes(source.size_bytes, max_bytes)
+    num_left = max_unpacked
+    for info in archive.infolist():
+        name = _name(info)
+        file_type = stat.S_IFMT(info.external_attr >> 16)
+        if info.is_dir() or file_type not in (0, stat.S_IFREG) or not is_image_name(name):
+            continue
+        if info.file_size <= max_bytes:
+            # Declared sizes count, wanted or not: a rerun must stop at the same member.
+            num_left -= info.file_size
+            if num_left < 0:
+                raise TooLargeError(
+                    f"{source.uri}: {source.size_bytes} bytes declare members of more than "
+                    f"{max_unpacked} bytes"
+                )
+        occurrence = census.admit(name)
+        if occurrence is None:
+            yield None
+            continue
+        result = _read(archive, info, f"{source.uri}: member {name}", max_bytes)
+        if source.failure is not None:
+            raise source.failure
+        if isinstance(result, RecordError):
+            yield Member(name, occurrence, error=result, size_bytes=info.file_size)
+        else:
+            yield Member(name, occurrence, data=result, size_bytes=len(result))
+
+
+def _name(info: zipfile.ZipInfo) -> str:
+    if info.flag_bits & _FLAG_UTF8:
+        return member_name(info.filename.encode("utf-8", "surrogatepass"))
+    # Without the flag zipfile reads cp437, but most writers store UTF-8 all the same.
+    try:
+        return member_name(info.filename.encode("cp437"))
+    except UnicodeEncodeError:
+        return member_name(info.filename.encode("utf-8", "surrogatepass"))
+
+
+def _read(
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str, max_bytes: int
+) -> bytes | RecordError:
+    if info.flag_bits & _FLAG_ENCRYPTED:
+        return UnsupportedError(f"{where}: is encrypted")
+    if info.compress_type not in _METHODS:
+        return UnsupportedError(
+            f"{where}: compression method {info.compress_type}, allowed: stored, deflated"
+        )
+    if info.file_size > max_bytes:
+        return TooLargeError(f"{where}: {info.file_size} bytes, allowed: {max_bytes}")
+    try:
+        with archive.open(info) as stream:
+            # zipfile gives out no more than the declared size, then checks the CRC, so a
+            # directory that lies about sizes ends here as damage.
+            data = stream.read(info.file_size + 1)
+    except _DAMAGE as error:
+        return DecodeError(f"{where}: {error}")
+    if len(data) != info.file_size:
+        return DecodeError(f"{where}: {len(data)} bytes, declared: {info.file_size}")
+    return data
