@@ -167,6 +167,6 @@ def test_a_table_is_aligned() -> None:
     rows = [("efficientnet_b0", 5_288_548, 0.39), ("resnet50", 25_557_032, None)]
     assert format_table(("model", "parameters", "GMACs"), rows) == (
         "model            parameters  GMACs\n"
-        "efficientnet_b0   5,288,548  0.39\n"
+        "efficientnet_b0   5,288,548   0.39\n"
         "resnet50         25,557,032      –\n"
     )
