@@ -1,0 +1,148 @@
+"""One run at a time into one output: a lock file with a heartbeat.
+
+The lock saves work. That every record is there once rests on the names of the parts and on the
+ledger's rules, so a lock that was taken over wrongly costs time and nothing else.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from typing import Any, Final, Self
+
+import psutil
+
+from effnet_batch.errors import EffnetBatchError, LockedError
+from effnet_batch.storage import Storage
+
+HEARTBEAT_SECONDS: Final = 10.0
+STALE_SECONDS: Final = 60.0
+"""A lock whose heartbeat is older than this was left behind."""
+
+_LOG = logging.getLogger(__name__)
+
+
+class OutputLock:
+    """Context manager that holds ``_lock.json`` of an output.
+
+    Raises:
+        LockedError: on entering, when another live run holds it.
+    """
+
+    def __init__(self, storage: Storage, uri: str, run_id: str) -> None:
+        self.storage = storage
+        self.uri = uri
+        self.run_id = run_id
+        self.was_lost = False
+        """True once another run has taken the lock over, which it does only after a long silence."""
+        self._version = ""
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="lock-heartbeat", daemon=True)
+
+    def __enter__(self) -> Self:
+        try:
+            self._version = self.storage.create(self.uri, self._content())
+        except FileExistsError:
+            self._take_over()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        if not self.was_lost:
+            try:
+                self.storage.delete_many([self.uri])
+            except EffnetBatchError as error:
+                _LOG.warning("cannot remove the lock %s: %s", self.uri, error)
+
+    def _take_over(self) -> None:
+        try:
+            content, version = self.storage.read_with_version(self.uri)
+        except EffnetBatchError:  # gone since: its owner has just ended
+            content, version = b"", ""
+        holder = _parse(content)
+        if content and not holder.is_stale():
+            raise LockedError(
+                f"{self.uri} is held by run {holder.run_id} on {holder.host} (process {holder.pid}, "
+                f"last sign of life {holder.age_seconds():.0f} s ago); wait for it or stop it, "
+                f"or delete the file if you know that it is dead"
+            )
+        try:
+            if content:
+                self._version = self.storage.replace(self.uri, self._content(), version)
+            else:
+                self._version = self.storage.create(self.uri, self._content())
+        except FileExistsError as error:
+            raise LockedError(f"{self.uri} was taken by another run just now") from error
+        _LOG.warning("took over the lock of run %s, which is gone", holder.run_id)
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT_SECONDS):
+            try:
+                self._version = self.storage.replace(self.uri, self._content(), self._version)
+            except FileExistsError:
+                self.was_lost = True
+                _LOG.warning("the lock %s was taken over by another run", self.uri)
+                return
+            except EffnetBatchError as error:
+                _LOG.warning("cannot renew the lock %s: %s", self.uri, error)
+
+    def _content(self) -> bytes:
+        me = psutil.Process()
+        holder = Holder(
+            run_id=self.run_id,
+            host=socket.gethostname(),
+            pid=me.pid,
+            process_started=me.create_time(),
+            heartbeat=time.time(),
+        )
+        return json.dumps(dataclasses.asdict(holder)).encode()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Holder:
+    """Who holds a lock."""
+
+    run_id: str = "unknown"
+    host: str = ""
+    pid: int = 0
+    process_started: float = 0.0
+    """Seconds since the epoch; tells a process from a later one of the same number."""
+    heartbeat: float = 0.0
+    """Seconds since the epoch."""
+
+    def age_seconds(self) -> float:
+        """Returns how long the holder has been silent."""
+        return max(0.0, time.time() - self.heartbeat)
+
+    def is_stale(self) -> bool:
+        """Returns whether the holder is gone: its process here, or its heartbeat elsewhere."""
+        if self.host == socket.gethostname() and not _is_alive(self.pid, self.process_started):
+            return True
+        return self.age_seconds() > STALE_SECONDS
+
+
+def _is_alive(pid: int, started: float) -> bool:
+    if pid == os.getpid():
+        return True
+    try:
+        process = psutil.Process(pid)
+        # A killed process stays as a zombie until its parent looks at it.
+        return (
+            abs(process.create_time() - started) < 1 and process.status() != psutil.STATUS_ZOMBIE
+        )
+    except psutil.Error:
+        return False
+
+
+def _parse(content: bytes) -> Holder:
+    """Reads a lock file; a damaged one reads as a holder that is long gone."""
+    try:
+        values: dict[str, Any] = json.loads(content)
+        return Holder(**values)
+    except (ValueError, TypeError):
+        return Holder()

@@ -1,0 +1,110 @@
+"""Writing an output: where its files lie, and how a part is committed.
+
+A part is built in memory and put under its name in one atomic step, so that a reader sees all of it
+or none. Its name holds the run and the task, so that a retried task overwrites only its own part and
+no run ever writes another run's name.
+"""
+
+import dataclasses
+import json
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from effnet_batch.storage import Storage, join
+
+METADATA_KEY: Final = b"effnet_batch"
+"""Key of our JSON in a part's schema metadata."""
+
+_DICTIONARY_COLUMNS: Final = (
+    "uri",
+    "label",
+    "group",
+    "split",
+    "error_type",
+    "error_message",
+    "run_id",
+    "fingerprint",
+    "source_id",
+    "source_version",
+    "attempt",
+    "status",
+    "num_source_records",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputPaths:
+    """Where the files of an output lie."""
+
+    root: str
+    """Canonical URI of the output folder."""
+
+    @property
+    def data(self) -> str:
+        """Folder of the committed parts."""
+        return join(self.root, "data")
+
+    @property
+    def manifest(self) -> str:
+        """Folder of the manifest."""
+        return join(self.root, "manifest")
+
+    @property
+    def run(self) -> str:
+        """The record of the latest run."""
+        return join(self.root, "run.json")
+
+    @property
+    def lock(self) -> str:
+        """The lock that keeps a second run out."""
+        return join(self.root, "_lock.json")
+
+    @property
+    def forgotten(self) -> str:
+        """Ids of the sources that were erased and must not come back."""
+        return join(self.root, "forgotten.json")
+
+    def part(self, run_id: str, task_index: int, sub_index: int = 0) -> str:
+        """Returns the URI of the part of one task; ``sub_index`` counts parts of a large shard."""
+        return join(self.data, f"part-{run_id}-{task_index:06}-{sub_index:04}.parquet")
+
+
+def commit_part(storage: Storage, uri: str, table: pa.Table, metadata: dict[str, Any]) -> int:
+    """Writes one part atomically.
+
+    Args:
+        storage: where to.
+        uri: from `OutputPaths.part`.
+        table: rows of the output's schema.
+        metadata: JSON values for the schema metadata; readers find them under ``effnet_batch``.
+
+    Returns:
+        The part's size in bytes.
+    """
+    data = part_bytes(table, metadata)
+    storage.write(uri, data)
+    return len(data)
+
+
+def part_bytes(table: pa.Table, metadata: dict[str, Any]) -> bytes:
+    """Returns a table as Parquet: zstd, no dictionary and no statistics on the vectors."""
+    merged = {**(table.schema.metadata or {}), METADATA_KEY: json.dumps(metadata).encode()}
+    table = table.replace_schema_metadata(merged)
+    scalar = [field.name for field in table.schema if not pa.types.is_list(field.type)]
+    buffer = pa.BufferOutputStream()
+    pq.write_table(
+        table,
+        buffer,
+        compression="zstd",
+        use_dictionary=[name for name in scalar if name in _DICTIONARY_COLUMNS],
+        write_statistics=scalar,  # type: ignore[arg-type]
+    )
+    return bytes(buffer.getvalue())
+
+
+def read_metadata(schema: pa.Schema) -> dict[str, Any]:
+    """Returns what `commit_part` put into the schema metadata; empty when it is not ours."""
+    value = (schema.metadata or {}).get(METADATA_KEY)
+    return dict(json.loads(value)) if value else {}
