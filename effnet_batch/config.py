@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from effnet_batch.errors import ConfigError
-from effnet_batch.schema import KINDS
+from effnet_batch.vocabulary import KINDS
 
 _MIB = 1 << 20
 

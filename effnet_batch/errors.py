@@ -28,7 +28,7 @@ Python API and ``assert`` for invariants.
 
 from typing import ClassVar
 
-from effnet_batch import schema
+from effnet_batch import vocabulary
 
 
 class EffnetBatchError(Exception):
@@ -78,7 +78,7 @@ class VerifyError(JobError):
 class RecordError(EffnetBatchError):
     """One record failed. A stage turns it into a row with ``status``; the job goes on."""
 
-    status: ClassVar[str] = schema.STATUS_DECODE_ERROR
+    status: ClassVar[str] = vocabulary.STATUS_DECODE_ERROR
 
 
 class FetchError(RecordError):
@@ -89,7 +89,7 @@ class FetchError(RecordError):
         is_transient: whether it counts towards the outage rule; a missing object does not.
     """
 
-    status = schema.STATUS_FETCH_ERROR
+    status = vocabulary.STATUS_FETCH_ERROR
 
     def __init__(
         self, message: str, *, error_type: str = "FetchError", is_transient: bool = True
@@ -109,34 +109,34 @@ def _rebuild_fetch_error(message: str, error_type: str, is_transient: bool) -> F
 class DecodeError(RecordError):
     """The bytes are damaged, cut short, or not what their header says."""
 
-    status = schema.STATUS_DECODE_ERROR
+    status = vocabulary.STATUS_DECODE_ERROR
 
 
 class UnsupportedError(RecordError):
     """The bytes are of a format that effnet_batch does not read."""
 
-    status = schema.STATUS_UNSUPPORTED
+    status = vocabulary.STATUS_UNSUPPORTED
 
 
 class TooLargeError(RecordError):
     """The record is over the limit on bytes or pixels."""
 
-    status = schema.STATUS_TOO_LARGE
+    status = vocabulary.STATUS_TOO_LARGE
 
 
 class TimeoutRecordError(RecordError):
     """Decoding the record took longer than the limit."""
 
-    status = schema.STATUS_TIMEOUT
+    status = vocabulary.STATUS_TIMEOUT
 
 
 class CrashedError(RecordError):
     """Decoding the record killed the process it ran in."""
 
-    status = schema.STATUS_CRASHED
+    status = vocabulary.STATUS_CRASHED
 
 
 class OutOfMemoryError(RecordError):
     """Decoding the record needed more memory than the limit."""
 
-    status = schema.STATUS_OUT_OF_MEMORY
+    status = vocabulary.STATUS_OUT_OF_MEMORY

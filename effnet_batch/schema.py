@@ -9,36 +9,51 @@ from typing import Final
 
 import pyarrow as pa
 
-STATUS_OK: Final = "ok"
-STATUS_FETCH_ERROR: Final = "fetch_error"
-STATUS_DECODE_ERROR: Final = "decode_error"
-STATUS_UNSUPPORTED: Final = "unsupported"
-STATUS_TOO_LARGE: Final = "too_large"
-STATUS_TIMEOUT: Final = "timeout"
-STATUS_CRASHED: Final = "crashed"
-STATUS_OUT_OF_MEMORY: Final = "out_of_memory"
-
-STATUSES: Final = (
-    STATUS_OK,
-    STATUS_FETCH_ERROR,
-    STATUS_DECODE_ERROR,
-    STATUS_UNSUPPORTED,
-    STATUS_TOO_LARGE,
-    STATUS_TIMEOUT,
-    STATUS_CRASHED,
-    STATUS_OUT_OF_MEMORY,
+from effnet_batch.vocabulary import (
+    KIND_IMAGE as KIND_IMAGE,
 )
-"""Every value of the ``status`` column."""
-
-TRANSIENT_STATUSES: Final = (STATUS_FETCH_ERROR, STATUS_TIMEOUT)
-"""Statuses that the next run tries again."""
-
-KIND_IMAGE: Final = "image"
-KIND_TAR: Final = "tar"
-KIND_ZIP: Final = "zip"
-KIND_PARQUET: Final = "parquet"
-KINDS: Final = (KIND_IMAGE, KIND_TAR, KIND_ZIP, KIND_PARQUET)
-"""What a source can be; all but ``image`` are shards of many members."""
+from effnet_batch.vocabulary import (
+    KIND_PARQUET as KIND_PARQUET,
+)
+from effnet_batch.vocabulary import (
+    KIND_TAR as KIND_TAR,
+)
+from effnet_batch.vocabulary import (
+    KIND_ZIP as KIND_ZIP,
+)
+from effnet_batch.vocabulary import (
+    KINDS as KINDS,
+)
+from effnet_batch.vocabulary import (
+    STATUS_CRASHED as STATUS_CRASHED,
+)
+from effnet_batch.vocabulary import (
+    STATUS_DECODE_ERROR as STATUS_DECODE_ERROR,
+)
+from effnet_batch.vocabulary import (
+    STATUS_FETCH_ERROR as STATUS_FETCH_ERROR,
+)
+from effnet_batch.vocabulary import (
+    STATUS_OK as STATUS_OK,
+)
+from effnet_batch.vocabulary import (
+    STATUS_OUT_OF_MEMORY as STATUS_OUT_OF_MEMORY,
+)
+from effnet_batch.vocabulary import (
+    STATUS_TIMEOUT as STATUS_TIMEOUT,
+)
+from effnet_batch.vocabulary import (
+    STATUS_TOO_LARGE as STATUS_TOO_LARGE,
+)
+from effnet_batch.vocabulary import (
+    STATUS_UNSUPPORTED as STATUS_UNSUPPORTED,
+)
+from effnet_batch.vocabulary import (
+    STATUSES as STATUSES,
+)
+from effnet_batch.vocabulary import (
+    TRANSIENT_STATUSES as TRANSIENT_STATUSES,
+)
 
 MANIFEST_SCHEMA: Final = pa.schema(
     [

@@ -1,0 +1,97 @@
+"""Flags made from the configuration, so that a setting is declared once."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from effnet_batch.config import (
+    EmbedConfig,
+    InputSettings,
+    JobConfig,
+    StorageSettings,
+    load_toml,
+)
+from effnet_batch.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _ManifestConfig(JobConfig):
+    input: InputSettings = dataclasses.field(default_factory=InputSettings)
+    storage: StorageSettings = dataclasses.field(default_factory=StorageSettings)
+
+
+_CONFIGS: dict[str, type[JobConfig]] = {"embed": EmbedConfig, "manifest": _ManifestConfig}
+
+
+def config_options(job: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Adds a flag per setting of a job, and ``--config FILE.toml``.
+
+    The command gets ``settings``: the file's values with the given flags laid over them.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        fields = _CONFIGS[job].settings()
+
+        @functools.wraps(function)
+        def run(**kwargs: Any) -> Any:
+            path = kwargs.pop("config")
+            given = {
+                name: value
+                for name in fields
+                # `input` and `output` are arguments, and no setting is named like them.
+                if (value := kwargs.pop(name)) not in (None, ())
+            }
+            try:
+                settings = {**(load_toml(path) if path else {}), **given}
+            except ConfigError as error:
+                raise click.UsageError(str(error)) from error
+            return function(settings=settings, **kwargs)
+
+        decorated: Callable[..., Any] = run
+        for name, (_, field) in reversed(fields.items()):
+            decorated = _option(name, field)(decorated)
+        return click.option("--config", metavar="FILE.toml", help="Settings from a file.")(
+            decorated
+        )
+
+    return decorate
+
+
+def storage_flags(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the storage settings to a command, which gets those given as ``storage``."""
+    fields = dataclasses.fields(StorageSettings)
+
+    @functools.wraps(function)
+    def run(**kwargs: Any) -> Any:
+        given = {
+            field.name: value for field in fields if (value := kwargs.pop(field.name)) is not None
+        }
+        return function(storage=given, **kwargs)
+
+    decorated: Callable[..., Any] = run
+    for field in reversed(fields):
+        decorated = _option(field.name, field)(decorated)
+    return decorated
+
+
+def _option(name: str, field: dataclasses.Field[Any]) -> Callable[..., Any]:
+    flag = "--" + name.replace("_", "-")
+    help = field.metadata["help"]
+    default = field.default
+    if default not in (None, False):
+        help = f"{help}  [default: {default}]"
+    kind = str(field.type)
+    if field.type is bool or kind == "bool":
+        return click.option(f"{flag}/--no-{flag[2:]}", default=None, help=help)
+    if choices := field.metadata["choices"]:
+        return click.option(flag, type=click.Choice(choices), help=help)
+    if "tuple" in kind:
+        return click.option(flag, type=float, nargs=3, help=help)
+    if "int" in kind:
+        return click.option(flag, type=int, help=help)
+    if "float" in kind:
+        return click.option(flag, type=float, help=help)
+    return click.option(flag, help=help)

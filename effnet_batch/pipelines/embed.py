@@ -1,0 +1,113 @@
+"""The embedding job: images in object storage to vectors in Parquet, exactly once."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from effnet_batch.config import EmbedConfig
+from effnet_batch.pipelines.embed_graphs import Placement, resolve_placement, run_graph
+from effnet_batch.pipelines.embed_workers import EmbedTask
+from effnet_batch.pipelines.pending import cut_units
+from effnet_batch.pipelines.progress import start_board
+from effnet_batch.pipelines.resolve import Resolved, resolve_on_worker
+from effnet_batch.pipelines.run import Reporter, Run, RunSummary, Silent, open_run, poll_board
+from effnet_batch.pipelines.session import cluster_cpus_and_gpus, ray_session
+
+_MAX_ROWS_PER_PART = 5_000
+_MIN_ROWS_PER_PART = 128
+_UNITS_PER_ACTOR = 8
+
+
+def embed(
+    input: str,
+    output: str,
+    *,
+    config: EmbedConfig | None = None,
+    update: bool = False,
+    retry: Sequence[str] = (),
+    reporter: Reporter | None = None,
+    **settings: Any,
+) -> RunSummary:
+    """Embeds every image of the input and commits the vectors to the output.
+
+    Running it again finishes what an earlier run left, and does nothing where nothing is left.
+
+    Args:
+        input: folder, glob, list of URIs, manifest, shard or image; local or any fsspec URL.
+        output: folder; made if missing.
+        config: settings; by default those of ``settings``.
+        update: list the input again and take in what is new or changed.
+        retry: statuses whose sources are done again.
+        reporter: is told what happens; by default nobody.
+        **settings: single settings by name, such as ``model="efficientnet_b0"``.
+
+    Returns:
+        What the output holds now.
+
+    Raises:
+        ConfigError: wrong settings, unreachable storage, an output of other settings.
+        JobError: the job failed; what is committed stays.
+    """
+    if config is None:
+        config = EmbedConfig.from_flat(settings)
+    elif settings:
+        config = EmbedConfig.from_flat({**config.to_flat(), **settings})
+    with open_run(
+        "embed", input, output, config, update=update, retry=retry, reporter=reporter or Silent()
+    ) as run:
+        if run.pending.num_rows:
+            _run(run, config)
+        return run.finish()
+
+
+def _run(run: Run, config: EmbedConfig) -> None:
+    with ray_session(config.cluster.address):
+        nodes = cluster_cpus_and_gpus()
+        stored = run.stored_resolution()
+        if stored is None:
+            run.reporter.message("resolving model, weights and engine")
+            resolved = resolve_on_worker(config, run.storage.options, nodes)
+        else:
+            resolved = Resolved.from_dict(stored)
+        run.begin(resolved.fingerprint, resolved.to_dict())
+        placement = resolve_placement(config.cluster, resolved.engine, nodes)
+        task = EmbedTask(
+            config=config,
+            storage=run.storage.options,
+            output=run.paths.root,
+            run_id=run.run_id,
+            resolved=resolved,
+            num_lanes=placement.num_lanes,
+            rows_per_part=_rows_per_part(run.pending, config, placement),
+        )
+        units = list(cut_units(run.pending, task.rows_per_part))
+        placement = _bounded(placement, len(units))
+        run.reporter.message(describe(resolved, placement))
+        board = start_board()
+        with poll_board(board, run):
+            for receipt in run_graph(iter(units), task, placement, board):
+                run.take(receipt)
+
+
+def describe(resolved: Resolved, placement: Placement) -> str:
+    """Returns one line that says what runs where."""
+    engine = resolved.engine
+    return (
+        f"{resolved.architecture}, weights {resolved.weights}, {engine.engine} {engine.precision} "
+        f"on {engine.device}, {placement.num_actors} actor(s), {placement.mode}"
+    )
+
+
+def _rows_per_part(pending: pa.Table, config: EmbedConfig, placement: Placement) -> int:
+    """Returns how many sources make a part: enough to be no crumb, few enough to lose little."""
+    if config.output.rows_per_part is not None:
+        return config.output.rows_per_part
+    share = -(-pending.num_rows // (placement.num_actors * _UNITS_PER_ACTOR))
+    return max(_MIN_ROWS_PER_PART, min(_MAX_ROWS_PER_PART, share))
+
+
+def _bounded(placement: Placement, num_units: int) -> Placement:
+    """Returns the placement with no more actors than there are units."""
+    return dataclasses.replace(placement, num_actors=min(placement.num_actors, num_units))

@@ -1,0 +1,354 @@
+"""What runs on the workers of the embedding job: units in, committed parts out.
+
+``fused``: `FusedWorker` reads, decodes, runs the model and commits in one actor; nothing but a
+receipt passes through the object store. ``split``: `decode_unit` runs in CPU tasks, `EncodeWorker`
+in GPU actors, `commit_rows` in tasks; frames pass through the object store.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import os
+import queue
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from effnet_batch.config import EmbedConfig
+from effnet_batch.errors import FingerprintError
+from effnet_batch.media.image import DecodedImage, ImageLimits, decode_image
+from effnet_batch.media.isolation import IsolatedDecoder
+from effnet_batch.models.engine import Engine
+from effnet_batch.pipelines.resolve import Resolved
+from effnet_batch.schema import STATUS_OK
+from effnet_batch.sink import OutputPaths, commit_part
+from effnet_batch.stages.decode import Decode, DecodedBatch, Stamp, Watchdog, decode_batch
+from effnet_batch.stages.embed import EmbeddingColumns, StageClock, embed_batch, embed_items
+from effnet_batch.stages.read import Item, OutageGuard, read_items, sources_from_table
+from effnet_batch.storage import Storage, StorageOptions
+
+_COUNT_EVERY_RECORDS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbedTask:
+    """Everything a worker needs to know; plain values, no secret and no open file."""
+
+    config: EmbedConfig
+    storage: StorageOptions
+    output: str
+    run_id: str
+    resolved: Resolved
+    num_lanes: int
+    rows_per_part: int
+
+    @property
+    def columns(self) -> EmbeddingColumns:
+        """What the model's columns are."""
+        output = self.config.output
+        return EmbeddingColumns(output.top_k, output.logits, output.dtype)
+
+    @property
+    def stamp(self) -> Stamp:
+        """What every row carries."""
+        return Stamp(self.run_id, self.resolved.fingerprint.digest)
+
+    def part_metadata(self) -> dict[str, Any]:
+        """Returns what a part's schema metadata says of its numbers."""
+        return {
+            "run_id": self.run_id,
+            "fingerprint": self.resolved.fingerprint.digest,
+            "fingerprint_fields": self.resolved.fingerprint.to_dict(),
+            "versions": self.resolved.versions,
+        }
+
+
+class FusedWorker:
+    """Actor of the fused graph."""
+
+    def __init__(self, task: EmbedTask, board: Any) -> None:
+        self._task = task
+        self._board = board
+        self._storage = Storage(task.storage)
+        self._guard = OutageGuard()
+        self._engine = build_worker_engine(task, num_streams=task.num_lanes)
+
+    def __call__(self, unit: pa.Table) -> pa.Table:
+        """Does one unit; returns its receipt."""
+        task, clock = self._task, StageClock()
+        number, tries = _start(self._board, unit)
+        writer = _PartWriter(task, self._storage, number, clock)
+        counts = [0, 0]
+        with _decoder(task, is_suspect=tries > 1) as decode:
+            items = _read(task, unit, self._storage, self._guard, self._board)
+            size = task.resolved.preprocessing.image_size
+            tables = embed_items(
+                items,
+                lambda batch: decode_batch(batch, decode, task.stamp, size),
+                lambda batch: embed_batch(batch, self._engine, task.columns),
+                batch_size=self._engine.batch_size,
+                num_lanes=task.num_lanes,
+                clock=clock,
+            )
+            for table in tables:
+                writer.add(table)
+                _count(self._board, number, counts, table)
+        writer.close()
+        self._board.finish.remote(number)
+        return writer.receipt()
+
+
+def decode_unit(unit: pa.Table, *, task: EmbedTask, board: Any) -> Iterator[pa.Table]:
+    """Task of the split graph: reads and decodes a unit.
+
+    Yields:
+        Rows with their frame in a binary column ``frame`` (null unless ok), and ``unit`` and
+        ``place``, the row's number in the unit.
+    """
+    number, tries = _start(board, unit)
+    size = task.resolved.preprocessing.image_size
+    place, counts = 0, [0, 0]
+    batch_size = task.resolved.engine.batch_size
+    with _decoder(task, is_suspect=tries > 1) as decode:
+        items = _read(task, unit, _storage(task.storage), _task_guard(task.run_id), board)
+        tables = embed_items(
+            items,
+            lambda batch: decode_batch(batch, decode, task.stamp, size),
+            _with_frames,
+            batch_size=batch_size,
+            num_lanes=1,
+            clock=StageClock(),
+        )
+        for table in tables:
+            places = pa.array(np.arange(place, place + len(table), dtype=np.int64))
+            place += len(table)
+            _count(board, number, counts, table)
+            yield table.append_column(
+                "unit", pa.array(np.full(len(table), number, np.int32))
+            ).append_column("place", places)
+    board.finish.remote(number)
+
+
+class EncodeWorker:
+    """Actor of the split graph: frames to embeddings."""
+
+    def __init__(self, task: EmbedTask) -> None:
+        self._task = task
+        self._engine = build_worker_engine(task, num_streams=1)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Returns the rows with the model's columns in place of ``frame``."""
+        size = self._task.resolved.preprocessing.image_size
+        batch = DecodedBatch(table, _frames(table["frame"], size))
+        rows = embed_batch(batch, self._engine, self._task.columns)
+        return rows.append_column("unit", table["unit"]).append_column("place", table["place"])
+
+
+def commit_rows(rows: pa.Table, *, task: EmbedTask) -> pa.Table:
+    """Task of the split graph: commits rows of one or several units as one part."""
+    number, place = rows["unit"][0].as_py(), rows["place"][0].as_py()
+    clock = StageClock()
+    writer = _PartWriter(task, _storage(task.storage), number, clock, first_index=place)
+    writer.add(rows.select(task.columns.schema.names))
+    writer.close()
+    return writer.receipt()
+
+
+def build_worker_engine(task: EmbedTask, *, num_streams: int) -> Engine:
+    """Loads the weights and builds the engine that the run was resolved to.
+
+    Raises:
+        FingerprintError: the weights on this node are not those of the run.
+    """
+    import torch
+
+    from effnet_batch.models.engine import build_engine
+
+    torch.set_num_threads(1)
+    model = task.resolved.load_model(task.config.model, task.storage)
+    found = model.weights_info.sha256
+    if found != task.resolved.weights_sha256:
+        raise FingerprintError(
+            f"the weights {task.resolved.weights} have sha256 {found} on this node and "
+            f"{task.resolved.weights_sha256} where the run was resolved"
+        )
+    choice = task.resolved.engine
+    return build_engine(
+        model,
+        task.resolved.preprocessing,
+        engine=choice.engine,
+        device=choice.device,
+        precision=choice.precision,
+        batch_size=choice.batch_size,
+        num_threads=1,
+        num_streams=num_streams,
+        with_logits=task.columns.needs_logits,
+    )
+
+
+class _PartWriter:
+    """Gathers rows and commits a part whenever there are enough, cut by rows alone."""
+
+    def __init__(
+        self,
+        task: EmbedTask,
+        storage: Storage,
+        unit: int,
+        clock: StageClock,
+        first_index: int = 0,
+    ) -> None:
+        self._task, self._storage, self._unit, self._clock = task, storage, unit, clock
+        self._tables: list[pa.Table] = []
+        self._num_waiting = 0
+        self._index = first_index
+        self._totals = {"num_parts": 0, "num_records": 0, "num_failed": 0, "size_bytes": 0}
+
+    def add(self, table: pa.Table) -> None:
+        """Takes rows of the output's schema."""
+        self._tables.append(table)
+        self._num_waiting += len(table)
+        if self._num_waiting >= self._task.rows_per_part:
+            self.close()
+
+    def close(self) -> None:
+        """Commits what is waiting."""
+        if not self._num_waiting:
+            return
+        table = pa.concat_tables(self._tables)
+        uri = OutputPaths(self._task.output).part(self._task.run_id, self._unit, self._index)
+        with self._clock.measure("write"):
+            size = commit_part(self._storage, uri, table, self._task.part_metadata())
+        self._totals["num_parts"] += 1
+        self._totals["num_records"] += len(table)
+        self._totals["num_failed"] += _num_failed(table)
+        self._totals["size_bytes"] += size
+        self._index += 1
+        self._tables, self._num_waiting = [], 0
+
+    def receipt(self) -> pa.Table:
+        """Returns one row: what was committed and how long each stage took."""
+        seconds = {
+            f"{stage}_seconds": float(self._clock.seconds[stage])
+            for stage in ("read", "decode", "model", "write")
+        }
+        return pa.table({name: [value] for name, value in {**self._totals, **seconds}.items()})
+
+
+def _start(board: Any, unit: pa.Table) -> tuple[int, int]:
+    import ray
+
+    number = int(unit["unit"][0].as_py())
+    return number, int(ray.get(board.start.remote(number)))
+
+
+def _count(board: Any, unit: int, counts: list[int], table: pa.Table) -> None:
+    before = counts[0]
+    counts[0] += len(table)
+    counts[1] += _num_failed(table)
+    if before // _COUNT_EVERY_RECORDS != counts[0] // _COUNT_EVERY_RECORDS or before == 0:
+        board.count.remote(unit, *counts)
+
+
+def _num_failed(table: pa.Table) -> int:
+    return int(pc.sum(pc.not_equal(table["status"], STATUS_OK)).as_py() or 0)
+
+
+def _read(
+    task: EmbedTask, unit: pa.Table, storage: Storage, guard: OutageGuard, board: Any
+) -> Iterator[Item]:
+    return read_items(
+        sources_from_table(unit),
+        storage,
+        guard,
+        max_bytes=task.config.limits.max_image_bytes,
+        image_column=task.config.input.image_column,
+        on_incomplete=lambda source, error: board.incomplete.remote(source.uri, str(error)),
+    )
+
+
+@contextlib.contextmanager
+def _decoder(task: EmbedTask, *, is_suspect: bool) -> Iterator[Decode]:
+    """Yields the decoder of a unit.
+
+    A unit that did not finish on its first try may hold an image that kills or hangs its decoder;
+    it is decoded in children that can be killed, and what dies there becomes a record.
+    """
+    limits = task.config.limits
+    image_limits = ImageLimits(max_pixels=limits.max_pixels, max_bytes=limits.max_image_bytes)
+    preprocessing = task.resolved.preprocessing
+    if not is_suspect:
+        plain = functools.partial(decode_image, preprocessing=preprocessing, limits=image_limits)
+        with Watchdog(plain, limits.timeout_seconds, _end_process) as watched:
+            yield watched
+        return
+    with contextlib.ExitStack() as stack:
+        children: queue.SimpleQueue[IsolatedDecoder] = queue.SimpleQueue()
+        for _ in range(task.num_lanes):
+            children.put(
+                stack.enter_context(
+                    IsolatedDecoder(
+                        preprocessing,
+                        image_limits,
+                        limits.timeout_seconds,
+                        limits.max_decode_memory_bytes,
+                    )
+                )
+            )
+
+        def decode(data: bytes) -> DecodedImage:
+            child = children.get()
+            try:
+                return child.decode(data)
+            finally:
+                children.put(child)
+
+        yield decode
+
+
+def _end_process() -> None:
+    """Ends this worker at once: a decode hangs, and Ray starts the unit again elsewhere."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@functools.lru_cache(maxsize=4)
+def _storage(options: StorageOptions) -> Storage:
+    """Returns the storage of this worker process, which many tasks share."""
+    return Storage(options)
+
+
+@functools.lru_cache(maxsize=4)
+def _task_guard(run_id: str) -> OutageGuard:
+    """Returns the outage guard of this worker process and run."""
+    return OutageGuard()
+
+
+def _with_frames(batch: DecodedBatch) -> pa.Table:
+    is_ok = np.asarray(pc.equal(batch.rows["status"], STATUS_OK))
+    width = batch.frames[0].nbytes if len(batch.frames) else 0
+    offsets = np.zeros(len(is_ok) + 1, np.int64)
+    np.cumsum(np.where(is_ok, width, 0), out=offsets[1:])
+    validity = pa.py_buffer(np.packbits(is_ok, bitorder="little").tobytes())
+    frames = pa.Array.from_buffers(
+        pa.large_binary(),
+        len(is_ok),
+        [validity, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(batch.frames))],
+    )
+    return batch.rows.append_column("frame", frames)
+
+
+def _frames(column: pa.ChunkedArray, image_size: int) -> np.ndarray:
+    """Returns the frames that are not null as uint8 [N, S, S, 3], without a copy if possible."""
+    width = image_size * image_size * 3
+    arrays = []
+    for chunk in column.chunks:
+        _, offsets, data = chunk.buffers()
+        if data is None or not len(chunk):
+            continue
+        bounds = np.frombuffer(offsets, np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
+        arrays.append(np.frombuffer(data, np.uint8)[bounds[0] : bounds[-1]])
+    flat = arrays[0] if len(arrays) == 1 else np.concatenate([*arrays, np.empty(0, np.uint8)])
+    return flat.reshape(len(flat) // width, image_size, image_size, 3)

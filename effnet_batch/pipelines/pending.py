@@ -1,0 +1,125 @@
+"""What is still to do: the manifest without what the ledger shows as done, cut into units.
+
+A unit is what one task reads; its parts are named after it. Units are cut by counts and sizes of the
+manifest alone, so that they do not depend on machines or timing.
+"""
+
+import collections
+from collections.abc import Iterator
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from effnet_batch.ledger import Ledger, ids_from_hex
+from effnet_batch.manifest import source_version
+from effnet_batch.schema import KIND_IMAGE
+
+_BYTES_PER_MEMBER: Final = 100_000
+"""A guess that only balances units: how many images a shard holds per byte."""
+
+
+def pending_sources(
+    manifest: pa.Table, ledger: Ledger, *, redo: pa.Array | None = None
+) -> pa.Table:
+    """Returns the sources that are not done, with the columns of `stages.read.Source`.
+
+    A source of unchanged version whose highest attempt is half done goes on in that attempt without
+    the records that are committed; any other pending source gets a new attempt.
+
+    Args:
+        manifest: every source, of `schema.MANIFEST_SCHEMA`.
+        ledger: what is committed.
+        redo: ids (16 bytes) of sources to do again although they are done.
+    """
+    states = ledger.states().table
+    ids = ids_from_hex(manifest["source_id"])
+    place = pc.index_in(ids, value_set=states["source"].combine_chunks())
+    is_known = np.asarray(pc.is_valid(place))
+    at = states.take(pc.fill_null(place, 0)) if states.num_rows else None
+    version = source_version(manifest)
+    attempt = np.ones(manifest.num_rows, np.int32)
+    is_done = np.zeros(manifest.num_rows, bool)
+    is_continued = np.zeros(manifest.num_rows, bool)
+    if at is not None:
+        is_redone = np.zeros(manifest.num_rows, bool)
+        if redo is not None:
+            is_redone = np.asarray(pc.is_in(ids, value_set=redo))
+        is_complete = np.asarray(at["is_complete"])
+        is_done = (
+            is_known
+            & is_complete
+            & ~np.asarray(at["is_transient"])
+            & _same(version, at["version"])
+            & ~is_redone
+        )
+        last = np.asarray(at["last_attempt"])
+        is_last_live = last == np.asarray(at["attempt"])
+        is_half_done = ~(is_complete & is_last_live)
+        is_continued = (
+            is_known
+            & ~is_done
+            & is_half_done
+            & _same(version, at["last_version"])
+            & ~(is_redone & is_last_live)
+        )
+        attempt = np.where(is_known, np.where(is_continued, last, last + 1), 1).astype(np.int32)
+    keep = pa.array(~is_done)
+    pending = manifest.select(
+        ["uri", "source_id", "kind", "size_bytes", "etag", "label", "group", "split"]
+    )
+    pending = pending.append_column("source_version", version)
+    pending = pending.append_column("attempt", pa.array(attempt)).filter(keep)
+    skip = _committed_records(ledger, ids.filter(pa.array(is_continued)))
+    lists = pa.array(
+        [skip.get(key) for key in pending["source_id"].to_pylist()]
+        if skip
+        else [None] * len(pending),
+        pa.list_(pa.string()),
+    )
+    return pending.append_column("skip", lists)
+
+
+def _same(left: pa.ChunkedArray, right: pa.ChunkedArray) -> np.ndarray:
+    """Returns where two versions agree; an unknown version agrees with any."""
+    return np.asarray(pc.fill_null(pc.equal(left, right), True))
+
+
+def _committed_records(ledger: Ledger, sources: pa.ChunkedArray) -> dict[str, list[str]]:
+    """Returns the record ids of the highest attempt of some half-done sources, in hex."""
+    if not len(sources):
+        return {}
+    rows = ledger.rows
+    rows = rows.filter(pc.is_in(rows["source"], value_set=sources.combine_chunks()))
+    last = rows.group_by("source").aggregate([("attempt", "max")])
+    wanted = dict(zip(last["source"].to_pylist(), last["attempt_max"].to_pylist(), strict=True))
+    found: dict[str, list[str]] = collections.defaultdict(list)
+    for source, record, attempt in zip(
+        rows["source"].to_pylist(),
+        rows["record"].to_pylist(),
+        rows["attempt"].to_pylist(),
+        strict=True,
+    ):
+        if attempt == wanted[source]:
+            found[source.hex()].append(record.hex())
+    return found
+
+
+def cut_units(pending: pa.Table, rows_per_part: int) -> Iterator[pa.Table]:
+    """Yields slices of the pending sources with their number in a column ``unit``.
+
+    A unit has at most ``rows_per_part`` plain images; a shard counts as many as its size suggests.
+    """
+    is_image = np.asarray(pc.equal(pending["kind"], KIND_IMAGE))
+    sizes = np.asarray(pc.fill_null(pending["size_bytes"], 0))
+    weights = np.where(is_image, 1, np.maximum(1, sizes // _BYTES_PER_MEMBER))
+    start, weight, unit = 0, 0, 0
+    for row in range(pending.num_rows + 1):
+        is_end = row == pending.num_rows
+        if row > start and (is_end or weight + weights[row] > rows_per_part):
+            part = pending.slice(start, row - start)
+            yield part.append_column("unit", pa.array(np.full(len(part), unit, np.int32)))
+            start, weight, unit = row, 0, unit + 1
+        if not is_end:
+            weight += int(weights[row])

@@ -1,0 +1,401 @@
+"""The life of a run: lock, manifest, ledger, work, proof. Every job goes through it."""
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import secrets
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, Protocol
+
+import pyarrow as pa
+import ray
+import ray.exceptions
+
+from effnet_batch.config import JobConfig
+from effnet_batch.errors import (
+    ConfigError,
+    EffnetBatchError,
+    JobError,
+    OutageError,
+    PoisonError,
+    RecordError,
+)
+from effnet_batch.fingerprint import Fingerprint
+from effnet_batch.ledger import Ledger
+from effnet_batch.lock import OutputLock
+from effnet_batch.manifest import build_manifest, fetch_uris, has_manifest, write_manifest
+from effnet_batch.pipelines.pending import pending_sources
+from effnet_batch.pipelines.verify import Report, check, load_manifest, load_run
+from effnet_batch.sink import OutputPaths
+from effnet_batch.storage import Storage, StorageOptions, canonical_uri, join, redact
+
+STATE_RUNNING: Final = "running"
+STATE_COMPLETE: Final = "complete"
+STATE_INCOMPLETE: Final = "incomplete"
+STATE_STOPPED: Final = "stopped"
+STATE_FAILED: Final = "failed"
+
+_POLL_SECONDS: Final = 0.5
+
+
+class Reporter(Protocol):
+    """Is told what happens during a run."""
+
+    def message(self, text: str) -> None:
+        """Something worth knowing."""
+
+    def warning(self, text: str) -> None:
+        """Something to look at."""
+
+    def progress(
+        self,
+        *,
+        done: int,
+        failed: int,
+        total: int | None,
+        records_per_second: float | None,
+        eta_seconds: float | None,
+    ) -> None:
+        """How far this run is, in records; ``done`` leaves ``failed`` out."""
+
+
+class Silent:
+    """Reporter that says nothing."""
+
+    def message(self, text: str) -> None:
+        """Says nothing."""
+
+    def warning(self, text: str) -> None:
+        """Says nothing."""
+
+    def progress(self, **counts: float | None) -> None:
+        """Says nothing."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """What a run did and what the output holds now."""
+
+    run_id: str
+    output: str
+    state: str
+    """``complete``, or ``incomplete`` when sources are left for another run."""
+    report: Report
+    num_new_records: int
+    """Records that this run committed."""
+    size_bytes: int
+    """Bytes that this run wrote."""
+    seconds: float
+    """From the first unit to the last commit."""
+    stage_seconds: dict[str, float]
+    """Thread seconds per stage, over all workers."""
+    incomplete: tuple[tuple[str, str], ...]
+    """Shards that broke off in their middle: URI and reason."""
+
+    @property
+    def records_per_second(self) -> float:
+        """New records per second of work."""
+        return self.num_new_records / self.seconds if self.seconds else 0.0
+
+
+class Run:
+    """One run of one job into one output."""
+
+    def __init__(
+        self,
+        job: str,
+        input: str,
+        config: JobConfig,
+        storage: Storage,
+        paths: OutputPaths,
+        reporter: Reporter,
+    ) -> None:
+        self.job = job
+        self.input = input
+        self.config = config
+        self.storage = storage
+        self.paths = paths
+        self.reporter = reporter
+        self.run_id = _new_run_id()
+        self.manifest = pa.table({})
+        self.pending = pa.table({})
+        self.ledger = Ledger(storage, paths.data)
+        self.previous: dict[str, Any] | None = None
+        self.incomplete: tuple[tuple[str, str], ...] = ()
+        self._record: dict[str, Any] = {}
+        self._started = time.monotonic()
+        self._receipts: dict[str, float] = {}
+
+    def prepare(self, *, update: bool, retry: Sequence[str]) -> None:
+        """Finds out what is to do."""
+        self.previous = self._load_previous(update=update)
+        if update or not has_manifest(self.storage, self.paths.root):
+            self._list_input(update=update)
+        self.manifest = load_manifest(self.storage, self.paths)
+        self.ledger.refresh()
+        self._set_aside_unreadable()
+        redo = self.ledger.sources_with_status(retry) if retry else None
+        pending = pending_sources(self.manifest, self.ledger, redo=redo)
+        self.pending = self._with_fetch_uris(pending)
+        done = self.manifest.num_rows - pending.num_rows
+        self.reporter.message(
+            f"{self.manifest.num_rows:,} sources, {done:,} done, {pending.num_rows:,} to do"
+        )
+
+    def _load_previous(self, *, update: bool) -> dict[str, Any] | None:
+        if not self.storage.exists(self.paths.run):
+            return None
+        previous = load_run(self.storage, self.paths)
+        if previous.get("job") != self.job:
+            raise ConfigError(
+                f"{self.paths.root} holds the output of {previous.get('job')!r}, not {self.job!r}"
+            )
+        if previous["input"] != self.input and not update:
+            raise ConfigError(
+                f"{self.paths.root} was made from {previous['input']}, not {self.input}; "
+                f"use another output, or --update to take this input in as well"
+            )
+        return previous
+
+    def _list_input(self, *, update: bool) -> None:
+        self.reporter.message(f"listing {redact(self.input)}")
+        settings = self.config.input
+        table = build_manifest(
+            self.input,
+            self.storage,
+            kind=settings.kind,
+            image_column=settings.image_column,
+            label_from=settings.label_from,
+            limit=settings.limit,
+            sample=settings.sample,
+            seed=settings.seed,
+        )
+        write_manifest(self.storage, self.paths.root, table, update=update)
+
+    def _set_aside_unreadable(self) -> None:
+        """Moves damaged parts out of the way; their sources are done again."""
+        for uri, why in list(self.ledger.unreadable.items()):
+            name = uri.rsplit("/", 1)[-1]
+            aside = join(self.paths.root, "quarantine", name)
+            self.reporter.warning(
+                f"part {name} is damaged ({why}); moved to {aside}, will be redone"
+            )
+            self.storage.write(aside, self.storage.read(uri))
+            self.storage.delete_many([uri])
+            del self.ledger.unreadable[uri]
+
+    def _with_fetch_uris(self, pending: pa.Table) -> pa.Table:
+        signed = fetch_uris(self.manifest, self.input, self.storage)
+        urls = [signed.get(key) for key in pending["source_id"].to_pylist()] if signed else None
+        column = pa.array(urls or [None] * pending.num_rows, pa.string())
+        return pending.append_column("fetch_uri", column)
+
+    def stored_resolution(self) -> dict[str, Any] | None:
+        """Returns what an earlier run resolved, when it was asked for the same numbers."""
+        if self.previous and self.previous.get("requested") == self._requested():
+            return dict(self.previous["resolved"])
+        return None
+
+    def _requested(self) -> dict[str, Any]:
+        groups = ("model", "engine", "output")
+        return {
+            name: value
+            for name, value in json.loads(json.dumps(self.config.to_flat())).items()
+            if self.config.settings()[name][0] in groups and name != "rows_per_part"
+        }
+
+    def begin(self, fingerprint: Fingerprint, resolved: dict[str, Any]) -> None:
+        """Writes run.json before the first row.
+
+        Raises:
+            FingerprintError: the output holds other numbers.
+        """
+        if self.previous and self.ledger.parts:
+            fingerprint.check_same(self.previous["fingerprint_fields"], self.paths.root)
+        self._record = {
+            "job": self.job,
+            "input": redact(self.input),
+            "config": self.config.to_flat(),
+            "requested": self._requested(),
+            "resolved": resolved,
+            "fingerprint": fingerprint.digest,
+            "fingerprint_fields": fingerprint.to_dict(),
+        }
+        self._started = time.monotonic()
+        self.write_state(STATE_RUNNING)
+
+    def write_state(self, state: str, **facts: Any) -> None:
+        """Writes run.json, and the same under the run's own name."""
+        if not self._record:
+            return
+        record = {
+            **self._record,
+            "run_id": self.run_id,
+            "state": state,
+            "updated": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "seconds": round(time.monotonic() - self._started, 3),
+            "stages": {name: round(value, 3) for name, value in self._receipts.items()},
+            **facts,
+        }
+        text = json.dumps(record, indent=2).encode()
+        self.storage.write(join(self.paths.root, "runs", f"{self.run_id}.json"), text)
+        self.storage.write(self.paths.run, text)
+
+    def take(self, receipt: dict[str, Any]) -> None:
+        """Adds a receipt of committed rows."""
+        for name, value in receipt.items():
+            self._receipts[name] = self._receipts.get(name, 0) + value
+
+    def finish(self) -> RunSummary:
+        """Proves the output and writes the final run.json."""
+        seconds = time.monotonic() - self._started if self._record else 0.0
+        self.ledger.refresh()
+        run = self._record or self.previous or {}
+        report = check(self.manifest, self.ledger, run)
+        state = STATE_COMPLETE if report.is_proven else STATE_INCOMPLETE
+        self.write_state(state, counts=report.counts())
+        stages = {
+            name.removesuffix("_seconds"): value
+            for name, value in self._receipts.items()
+            if name.endswith("_seconds")
+        }
+        return RunSummary(
+            run_id=self.run_id,
+            output=self.paths.root,
+            state=state,
+            report=report,
+            num_new_records=int(self._receipts.get("num_records", 0)),
+            size_bytes=int(self._receipts.get("size_bytes", 0)),
+            seconds=seconds,
+            stage_seconds=stages,
+            incomplete=self.incomplete,
+        )
+
+
+@contextlib.contextmanager
+def open_run(
+    job: str,
+    input: str,
+    output: str,
+    config: JobConfig,
+    *,
+    update: bool,
+    retry: Sequence[str],
+    reporter: Reporter,
+) -> Iterator[Run]:
+    """Checks storage, takes the lock and prepares a run; on leaving, says how it ended.
+
+    Raises:
+        ConfigError: something is wrong before any work has started.
+        JobError: the work failed.
+    """
+    storage = Storage(storage_options(config))
+    root = canonical_uri(output)
+    storage.check_writable(root)
+    if not _is_known_output(storage, root) or update:
+        storage.check_readable(input)
+    run = Run(job, _canonical_input(input), config, storage, OutputPaths(root), reporter)
+    with OutputLock(storage, run.paths.lock, run.run_id):
+        run.prepare(update=update, retry=retry)
+        try:
+            yield run
+        except KeyboardInterrupt:
+            run.write_state(STATE_STOPPED)
+            raise
+        except ray.exceptions.RayError as error:
+            cause = _cause(error)
+            run.write_state(STATE_FAILED, error=redact(str(cause)))
+            raise cause from error
+        except EffnetBatchError as error:
+            run.write_state(STATE_FAILED, error=redact(str(error)))
+            raise
+
+
+def storage_options(config: JobConfig) -> StorageOptions:
+    """Returns the storage room's options of a configuration."""
+    return StorageOptions(**dataclasses.asdict(config.storage))
+
+
+def _is_known_output(storage: Storage, root: str) -> bool:
+    return storage.exists(OutputPaths(root).run)
+
+
+def _canonical_input(input: str) -> str:
+    return canonical_uri(input)
+
+
+@contextlib.contextmanager
+def poll_board(board: Any, run: Run) -> Iterator[None]:
+    """Passes the workers' counts on to the reporter, from a thread, while the run works."""
+    is_exact = all(kind == "image" for kind in run.pending["kind"].unique().to_pylist())
+    total = run.pending.num_rows if is_exact else None
+    stop = threading.Event()
+    started = time.monotonic()
+    history: list[tuple[float, int]] = []
+
+    def poll() -> None:
+        while not stop.wait(_POLL_SECONDS):
+            try:
+                snapshot = ray.get(board.snapshot.remote(), timeout=5)
+            except ray.exceptions.RayError:
+                continue
+            run.incomplete = snapshot.incomplete
+            now = time.monotonic() - started
+            history.append((now, snapshot.num_records))
+            del history[:-120]  # a minute
+            rate = _rate(history)
+            left = (
+                None if total is None or not rate else max(0, total - snapshot.num_records) / rate
+            )
+            run.reporter.progress(
+                done=snapshot.num_records - snapshot.num_failed,
+                failed=snapshot.num_failed,
+                total=total,
+                records_per_second=rate,
+                eta_seconds=left,
+            )
+
+    thread = threading.Thread(target=poll, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+        run.incomplete = ray.get(board.snapshot.remote(), timeout=30).incomplete
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _rate(history: list[tuple[float, int]]) -> float | None:
+    """Returns records per second over the last minute, once there are any."""
+    worked = [point for point in history if point[1]]
+    if len(worked) < 2 or worked[-1][0] <= worked[0][0]:
+        return None
+    return (worked[-1][1] - worked[0][1]) / (worked[-1][0] - worked[0][0])
+
+
+def _cause(error: ray.exceptions.RayError) -> EffnetBatchError:
+    """Finds our own error inside Ray's, or says in one line what a worker died of."""
+    seen: BaseException | None = error
+    while seen is not None:
+        for candidate in (seen, getattr(seen, "cause", None)):
+            if isinstance(candidate, OutageError | ConfigError | JobError):
+                return candidate
+            if isinstance(candidate, RecordError):
+                return JobError(str(candidate))
+        seen = seen.__cause__ or seen.__context__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, ray.exceptions.ActorDiedError | ray.exceptions.WorkerCrashedError):
+        return PoisonError(
+            "a worker died again and again although every image was decoded in a process of its "
+            f"own: {redact(lines[0])}; see Ray's logs, then run the same command again"
+        )
+    named = next((line for line in reversed(lines) if "Error:" in line), lines[-1] if lines else "")
+    return JobError(f"a worker failed: {redact(named)}")
+
+
+def _new_run_id() -> str:
+    now = datetime.datetime.now(datetime.UTC)
+    return f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"

@@ -1,0 +1,80 @@
+"""Connecting to Ray quietly: this machine, or a cluster that the user names."""
+
+import contextlib
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+
+import ray
+import ray.data
+
+from effnet_batch.errors import ConfigError
+
+
+@contextlib.contextmanager
+def ray_session(address: str | None) -> Iterator[None]:
+    """Connects to Ray for the length of a run; a connection that exists is used and left alone.
+
+    Args:
+        address: of a cluster; None means ``RAY_ADDRESS``, else a cluster of this machine that ends
+            with the run.
+
+    Raises:
+        ConfigError: no cluster answers at the address.
+    """
+    _quieten()
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address:
+        try:
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"no Ray cluster at {address}: {str(error).strip().splitlines()[0]}"
+            ) from error
+    else:
+        _use_own_token()
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _use_own_token() -> None:
+    """Gives a cluster of this machine a token of its own, with no file in the home folder.
+
+    The variables stay: the driver needs the token for as long as it is connected.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(16))
+
+
+def _quieten() -> None:
+    """Leaves the console to us; Ray's own log files keep everything."""
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # A large shard is one task; hangs are ended by our own watchdog, long fetches by their timeout.
+    context.execution_no_progress_timeout_s = -1
+
+
+def cluster_cpus_and_gpus() -> list[tuple[float, float]]:
+    """Returns the CPUs and GPUs of every live node."""
+    return [
+        (node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]

@@ -1,0 +1,196 @@
+"""Proof that an output holds every source and every record exactly once."""
+
+import collections
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from effnet_batch.errors import InputError, RecordError
+from effnet_batch.ledger import Ledger, ids_from_hex
+from effnet_batch.manifest import read_manifest, source_version
+from effnet_batch.schema import STATUS_OK
+from effnet_batch.sink import OutputPaths
+from effnet_batch.storage import Storage
+
+_MAX_LISTED = 1_000
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """What an output holds. ``num_sources = num_done + num_failed + num_pending`` always."""
+
+    num_sources: int
+    num_done: int
+    """Sources all of whose records are ok."""
+    num_failed: int
+    """Sources with at least one failed record, all records present."""
+    num_pending: int
+    """Sources that are not finished."""
+    num_records: int
+    """Live records, which is what readers see."""
+    num_superseded: int
+    """Rows that a later attempt or an earlier part replaces; `compact` removes them."""
+    records_by_status: dict[str, int]
+    pending: tuple[str, ...] = ()
+    """The first URIs that are not finished."""
+    problems: tuple[str, ...] = ()
+    """What must not be, besides pending sources."""
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether every source is finished and nothing else is in the output."""
+        return not self.num_pending and not self.problems
+
+    @property
+    def failed_share(self) -> float:
+        """Failed records as a share of all live ones."""
+        failed = self.num_records - self.records_by_status.get(STATUS_OK, 0)
+        return failed / self.num_records if self.num_records else 0.0
+
+    def counts(self) -> dict[str, Any]:
+        """Returns the counts alone, as plain JSON values."""
+        values = dataclasses.asdict(self)
+        return {
+            name: value for name, value in values.items() if name not in ("pending", "problems")
+        }
+
+
+def verify(output: str, storage: Storage, *, is_deep: bool = False) -> Report:
+    """Checks an output from nothing but its files.
+
+    Args:
+        output: canonical URI of the output.
+        storage: where it lies.
+        is_deep: also read every vector: present where the status is ok, of one width, finite.
+
+    Raises:
+        InputError: there is no output of ours at this place.
+    """
+    paths = OutputPaths(output)
+    ledger = Ledger.scan(storage, paths.data)
+    report = check(load_manifest(storage, paths), ledger, load_run(storage, paths))
+    if is_deep:
+        problems = (*report.problems, *_vector_problems(ledger))
+        report = dataclasses.replace(report, problems=problems[:_MAX_LISTED])
+    return report
+
+
+def load_run(storage: Storage, paths: OutputPaths) -> dict[str, Any]:
+    """Returns run.json.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    try:
+        return dict(json.loads(storage.read(paths.run)))
+    except RecordError as error:
+        raise InputError(f"{paths.root} is no output of effnet-batch: {error}") from error
+    except ValueError as error:
+        raise InputError(f"{paths.run} is damaged: {error}") from error
+
+
+def load_manifest(storage: Storage, paths: OutputPaths) -> pa.Table:
+    """Returns the manifest of an output without the sources that were erased from it."""
+    manifest = read_manifest(storage, paths.root)
+    forgotten = load_forgotten(storage, paths)
+    if not forgotten:
+        return manifest
+    return manifest.filter(pc.invert(pc.is_in(manifest["source_id"], pa.array(forgotten))))
+
+
+def load_forgotten(storage: Storage, paths: OutputPaths) -> list[str]:
+    """Returns the ids of the sources that were erased; ids say nothing about the sources."""
+    if not storage.exists(paths.forgotten):
+        return []
+    return list(json.loads(storage.read(paths.forgotten)))
+
+
+def check(manifest: pa.Table, ledger: Ledger, run: dict[str, Any]) -> Report:
+    """Compares manifest and ledger.
+
+    Args:
+        manifest: every source.
+        ledger: every committed row.
+        run: run.json, for the fingerprint that all parts must have.
+    """
+    states = ledger.states()
+    known = states.table["source"].combine_chunks()
+    ids = ids_from_hex(manifest["source_id"])
+    place = pc.index_in(ids, value_set=known)
+    is_finished = np.zeros(manifest.num_rows, bool)
+    if len(known):
+        at = states.table.take(pc.fill_null(place, 0))
+        same = pc.fill_null(pc.equal(source_version(manifest), at["version"]), True)
+        is_finished = (
+            np.asarray(pc.is_valid(place)) & np.asarray(at["is_complete"]) & np.asarray(same)
+        )
+    failed_ids = ledger.sources_with_status(
+        name for name in ledger.count_live_by_status() if name != STATUS_OK
+    )
+    is_failed = is_finished & np.asarray(pc.is_in(ids, value_set=failed_ids))
+    num_live = int(states.is_live.sum())
+    return Report(
+        num_sources=manifest.num_rows,
+        num_done=int((is_finished & ~is_failed).sum()),
+        num_failed=int(is_failed.sum()),
+        num_pending=int((~is_finished).sum()),
+        num_records=num_live,
+        num_superseded=len(states.is_live) - num_live,
+        records_by_status=ledger.count_live_by_status(),
+        pending=tuple(
+            manifest["uri"].filter(pa.array(~is_finished)).slice(0, _MAX_LISTED).to_pylist()
+        ),
+        problems=tuple(_problems(manifest, ids, ledger, run)),
+    )
+
+
+def _problems(
+    manifest: pa.Table, ids: pa.ChunkedArray, ledger: Ledger, run: dict[str, Any]
+) -> list[str]:
+    problems = [f"unreadable part {uri}: {why}" for uri, why in ledger.unreadable.items()]
+    expected = run.get("fingerprint")
+    problems += [
+        f"parts of fingerprint {found} beside the run's {expected}"
+        for found in sorted(ledger.fingerprints - {expected})
+    ]
+    known = ledger.states().table["source"].combine_chunks()
+    strangers = pc.invert(pc.is_in(known, value_set=ids.combine_chunks()))
+    num_strangers = pc.sum(strangers).as_py() or 0
+    if num_strangers:
+        problems.append(f"records of {num_strangers} sources that the manifest does not have")
+    repeated = [
+        source
+        for source, n in collections.Counter(manifest["source_id"].to_pylist()).items()
+        if n > 1
+    ]
+    problems += [f"source {source} stands twice in the manifest" for source in repeated]
+    return problems[:_MAX_LISTED]
+
+
+def _vector_problems(ledger: Ledger) -> list[str]:
+    problems, widths = [], set()
+    for table in ledger.live(["uri", "member", "status", "embedding"]):
+        is_ok = pc.equal(table["status"], STATUS_OK)
+        if (
+            not pc.equal(pc.is_valid(table["embedding"]), is_ok)
+            .combine_chunks()
+            .equals(pa.array([True] * len(table)))
+        ):
+            problems.append(
+                "vectors are missing or made up in the part that begins with "
+                + str(table["uri"][0])
+            )
+        vectors = table["embedding"].combine_chunks()
+        widths |= set(pc.unique(pc.list_value_length(vectors.drop_null())).to_pylist())
+        values = vectors.flatten().cast(pa.float32())
+        if not pc.all(pc.is_finite(values), min_count=0).as_py():
+            problems.append(
+                f"vectors that are not finite in the part that begins with {table['uri'][0]}"
+            )
+    if len(widths) > 1:
+        problems.append(f"vectors of different lengths: {sorted(widths)}")
+    return problems

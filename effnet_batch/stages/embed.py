@@ -1,0 +1,165 @@
+"""Frames to embeddings: the model's columns beside the rows that describe them."""
+
+import collections
+import contextlib
+import dataclasses
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from effnet_batch.models.engine import Engine, EngineOutput
+from effnet_batch.schema import STATUS_OK, embeddings_schema
+from effnet_batch.stages.decode import DecodedBatch
+from effnet_batch.stages.read import Item
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddingColumns:
+    """Which of the model's outputs are stored, and how."""
+
+    top_k: int = 0
+    logits: bool = False
+    dtype: str = "float32"
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The schema of the tables that `embed_batch` returns."""
+        return embeddings_schema(
+            float16=self.dtype == "float16", top_k=self.top_k, logits=self.logits
+        )
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether the classifier has to run."""
+        return bool(self.top_k) or self.logits
+
+
+def embed_batch(batch: DecodedBatch, engine: Engine, columns: EmbeddingColumns) -> pa.Table:
+    """Runs the model over the frames of a batch.
+
+    Returns:
+        One row per record, of ``columns.schema``; the model's columns are null where the status is
+        not ok.
+    """
+    is_ok = np.asarray(pc.equal(batch.rows["status"], STATUS_OK))
+    outputs = _run(batch.frames, engine)
+    schema = columns.schema
+    made: dict[str, pa.Array] = {
+        "embedding": _vectors(outputs.embeddings, is_ok, schema.field("embedding").type)
+    }
+    if columns.needs_logits:
+        assert outputs.logits is not None, "the engine was built without logits"
+        logits = outputs.logits
+        if columns.logits:
+            made["logits"] = _vectors(logits, is_ok, schema.field("logits").type)
+        if columns.top_k:
+            classes = np.argsort(-logits, axis=1, kind="stable")[:, : columns.top_k]
+            scores = np.take_along_axis(_softmax(logits), classes, axis=1)
+            made["top_k_classes"] = _vectors(
+                classes.astype(np.int32), is_ok, schema.field("top_k_classes").type
+            )
+            made["top_k_scores"] = _vectors(scores, is_ok, schema.field("top_k_scores").type)
+    arrays = [made[name] if name in made else batch.rows[name] for name in schema.names]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _run(frames: np.ndarray, engine: Engine) -> EngineOutput:
+    """Runs any number of frames, a batch at a time."""
+    if len(frames) <= engine.batch_size:
+        return engine.run(frames)
+    runs = [
+        engine.run(frames[start : start + engine.batch_size])
+        for start in range(0, len(frames), engine.batch_size)
+    ]
+    logits = [run.logits for run in runs if run.logits is not None]
+    return EngineOutput(
+        np.concatenate([run.embeddings for run in runs]),
+        np.concatenate(logits) if logits else None,
+    )
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True)) if len(logits) else logits
+    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), np.float32)
+
+
+def _vectors(values: np.ndarray, is_ok: np.ndarray, kind: pa.ListType) -> pa.ListArray:
+    """Returns one list per record: the rows of ``values`` where ``is_ok``, else null."""
+    width = values.shape[1] if values.ndim == 2 else 0
+    offsets = np.zeros(len(is_ok) + 1, np.int32)
+    np.cumsum(np.where(is_ok, width, 0), out=offsets[1:])
+    flat = pa.array(np.ascontiguousarray(values).reshape(-1)).cast(kind.value_type, safe=False)
+    mask = pa.array(~is_ok) if not is_ok.all() else None
+    return pa.ListArray.from_arrays(pa.array(offsets), flat, type=kind, mask=mask)
+
+
+class StageClock:
+    """Adds up the seconds that threads spend in each stage."""
+
+    def __init__(self) -> None:
+        self.seconds: collections.Counter[str] = collections.Counter()
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        """Adds the seconds spent inside to a stage."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.seconds[stage] += time.perf_counter() - start
+
+
+def embed_items(
+    items: Iterable[Item],
+    decode: Callable[[list[Item]], DecodedBatch],
+    embed: Callable[[DecodedBatch], pa.Table],
+    *,
+    batch_size: int,
+    num_lanes: int,
+    clock: StageClock,
+) -> Iterator[pa.Table]:
+    """Decodes and embeds in parallel lanes, yielding tables in the items' order.
+
+    A lane decodes a batch and runs the model over it in one thread, so that every core is busy and
+    no frame waits for another core. Batches are cut by count alone: a rerun cuts the same ones.
+
+    Args:
+        items: what `read_items` yields.
+        decode: items to a decoded batch.
+        embed: decoded batch to table.
+        batch_size: items per batch.
+        num_lanes: threads.
+        clock: takes the seconds spent in ``read``, ``decode`` and ``model``.
+    """
+
+    def lane(batch: list[Item]) -> pa.Table:
+        with clock.measure("decode"):
+            decoded = decode(batch)
+        with clock.measure("model"):
+            return embed(decoded)
+
+    waiting: collections.deque[Future[pa.Table]] = collections.deque()
+    stream = iter(items)
+    with ThreadPoolExecutor(num_lanes, thread_name_prefix="lane") as pool:
+        try:
+            while True:
+                with clock.measure("read"):
+                    batch = list(itertools.islice(stream, batch_size))
+                if not batch:
+                    break
+                waiting.append(pool.submit(lane, batch))
+                if len(waiting) > 2 * num_lanes:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

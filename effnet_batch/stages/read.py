@@ -1,0 +1,252 @@
+"""Sources to encoded images: fetching objects ahead of the decoder and walking through shards."""
+
+import collections
+import dataclasses
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import pyarrow as pa
+
+from effnet_batch.errors import FetchError, OutageError, RecordError
+from effnet_batch.schema import KIND_IMAGE, record_id
+from effnet_batch.shards import iter_members
+from effnet_batch.storage import ReadRequest, Storage
+
+_CHUNK_ITEMS: Final = 32
+_CHUNK_BYTES: Final = 32 << 20
+_CHUNKS_AHEAD: Final = 2
+OUTAGE_WINDOW: Final = 1_000
+"""Sources over which the share of fetch errors is taken."""
+OUTAGE_SHARE: Final = 0.05
+"""More passing fetch errors than this are an outage, not results."""
+_OUTAGE_MINIMUM_SOURCES: Final = 200
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """One pending source: a manifest row and what the ledger says of it."""
+
+    uri: str
+    source_id: str
+    kind: str
+    size_bytes: int | None
+    etag: str | None
+    label: str | None
+    group: str | None
+    split: str | None
+    source_version: str | None
+    attempt: int
+    skip: frozenset[str]
+    """Ids of the records of a half-done shard that are committed already."""
+    fetch_uri: str | None
+    """The signed URL to fetch from; never written anywhere."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One encoded image, or why there is none."""
+
+    source: Source
+    member: str | None = None
+    occurrence: int = 0
+    data: bytes | None = None
+    error: RecordError | None = None
+    size_bytes: int | None = None
+    label: str | None = None
+    num_source_records: int | None = None
+    """How many records the source has; only on its last one."""
+
+
+def sources_from_table(table: pa.Table) -> list[Source]:
+    """Returns the rows of a table of pending sources, whose columns are the fields of `Source`."""
+    names = [field.name for field in dataclasses.fields(Source)]
+    columns = table.select(names).to_pylist()
+    return [Source(**{**row, "skip": frozenset(row["skip"] or ())}) for row in columns]
+
+
+class OutageGuard:
+    """Counts passing fetch errors over the last sources and stops the run when they are many.
+
+    Rows that were read so far are not committed then, so that an outage never becomes a result.
+    """
+
+    def __init__(self) -> None:
+        self._recent: collections.deque[bool] = collections.deque(maxlen=OUTAGE_WINDOW)
+
+    def take(self, error: RecordError | None) -> None:
+        """Takes in the outcome of one source.
+
+        Raises:
+            OutageError: more than 5 % of the last 1,000 sources could not be fetched.
+        """
+        self._recent.append(isinstance(error, FetchError) and error.is_transient)
+        failed = sum(self._recent) if self._recent[-1] else 0
+        if failed > OUTAGE_SHARE * max(len(self._recent), _OUTAGE_MINIMUM_SOURCES):
+            raise OutageError(
+                f"{failed} of the last {len(self._recent)} sources could not be fetched, "
+                f"the last one because: {error}; run the same command again when storage is back"
+            )
+
+
+def read_items(
+    sources: list[Source],
+    storage: Storage,
+    guard: OutageGuard,
+    *,
+    max_bytes: int,
+    image_column: str | None,
+    on_incomplete: Callable[[Source, RecordError], None],
+) -> Iterator[Item]:
+    """Yields the images of the sources in order, fetched a little ahead in a thread.
+
+    Args:
+        sources: what to read.
+        storage: where from.
+        guard: decides when failures are an outage.
+        max_bytes: larger images become too_large.
+        image_column: column of Parquet shards that holds the images; found by name when None.
+        on_incomplete: called when a shard broke off in its middle for a reason that may pass; its
+            remaining records are left to the next run.
+
+    Raises:
+        OutageError: storage went away.
+    """
+
+    def chunks() -> Iterator[list[Item]]:
+        for group in _groups(sources):
+            if group[0].kind == KIND_IMAGE:
+                yield _read_images(group, storage, max_bytes)
+            else:
+                items = _read_shard(group[0], storage, max_bytes, image_column, on_incomplete)
+                yield from _chunked(items)
+
+    for chunk in _ahead(chunks()):
+        for item in chunk:
+            if item.source.kind == KIND_IMAGE or item.num_source_records is not None:
+                guard.take(item.error)
+            yield item
+
+
+def _groups(sources: list[Source]) -> Iterator[list[Source]]:
+    """Yields runs of plain images that are fetched together, and shards one by one."""
+    group: list[Source] = []
+    num_bytes = 0
+    for source in sources:
+        is_image = source.kind == KIND_IMAGE
+        size = source.size_bytes or 0
+        if group and (
+            not is_image or len(group) == _CHUNK_ITEMS or num_bytes + size > _CHUNK_BYTES
+        ):
+            yield group
+            group, num_bytes = [], 0
+        if is_image:
+            group.append(source)
+            num_bytes += size
+        else:
+            yield [source]
+    if group:
+        yield group
+
+
+def _read_images(group: list[Source], storage: Storage, max_bytes: int) -> list[Item]:
+    requests = [ReadRequest(s.uri, fetch_uri=s.fetch_uri, etag=s.etag) for s in group]
+    items = []
+    results = storage.read_many(requests, max_bytes=max_bytes)
+    for source, result in zip(group, results, strict=True):
+        if isinstance(result, RecordError):
+            item = Item(source, error=result, size_bytes=source.size_bytes, num_source_records=1)
+        else:
+            item = Item(source, data=result, size_bytes=len(result), num_source_records=1)
+        items.append(item)
+    return items
+
+
+def _read_shard(
+    source: Source,
+    storage: Storage,
+    max_bytes: int,
+    image_column: str | None,
+    on_incomplete: Callable[[Source, RecordError], None],
+) -> Iterator[Item]:
+    num_yielded = 0
+    try:
+        with storage.open(source.uri, etag=source.etag, fetch_uri=source.fetch_uri) as stream:
+            for member in iter_members(
+                source.kind,
+                source.uri,
+                stream,
+                is_wanted=_wanted(source),
+                max_bytes=max_bytes,
+                image_column=image_column,
+            ):
+                num_yielded += 1
+                yield Item(
+                    source,
+                    member=member.name,
+                    occurrence=member.occurrence,
+                    data=member.data,
+                    error=member.error,
+                    size_bytes=member.size_bytes,
+                    label=member.label,
+                    num_source_records=member.num_members,
+                )
+    except FetchError as error:
+        if num_yielded or source.skip:
+            on_incomplete(source, error)
+        else:
+            yield Item(source, error=error, size_bytes=source.size_bytes, num_source_records=1)
+
+
+def _wanted(source: Source) -> Callable[[str | None, int], bool]:
+    if not source.skip:
+        return lambda name, occurrence: True
+    return lambda name, occurrence: record_id(source.uri, name, occurrence) not in source.skip
+
+
+def _chunked(items: Iterator[Item]) -> Iterator[list[Item]]:
+    chunk: list[Item] = []
+    num_bytes = 0
+    for item in items:
+        chunk.append(item)
+        num_bytes += len(item.data or b"")
+        if len(chunk) == _CHUNK_ITEMS or num_bytes >= _CHUNK_BYTES:
+            yield chunk
+            chunk, num_bytes = [], 0
+    if chunk:
+        yield chunk
+
+
+def _ahead(chunks: Iterator[list[Item]]) -> Iterator[list[Item]]:
+    """Runs a generator in a thread, a few chunks ahead; its exceptions are raised here."""
+    ready: queue.Queue[list[Item] | BaseException | None] = queue.Queue(_CHUNKS_AHEAD)
+    stop = threading.Event()
+
+    def put(value: list[Item] | BaseException | None) -> None:
+        while not stop.is_set():
+            try:
+                return ready.put(value, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for chunk in chunks:
+                put(chunk)
+                if stop.is_set():
+                    return
+            put(None)
+        except BaseException as error:
+            put(error)
+
+    thread = threading.Thread(target=work, name="read-ahead", daemon=True)
+    thread.start()
+    try:
+        while (value := ready.get()) is not None:
+            if isinstance(value, BaseException):
+                raise value
+            yield value
+    finally:
+        stop.set()
+        thread.join()
