@@ -8,7 +8,7 @@ from effnet_batch.models import efficientnet, mobilenet, resnet
 from effnet_batch.models.backbone import Backbone
 from effnet_batch.models.efficientnet import EfficientNet
 from effnet_batch.models.mobilenet import MobileNetV2
-from effnet_batch.models.padding import SYMMETRIC
+from effnet_batch.models.recipe import SYMMETRIC
 from effnet_batch.models.resnet import ResNet
 from effnet_batch.models.scaling import Coefficients
 
@@ -51,7 +51,7 @@ def build_model(
     Args:
         name: one of `ARCHITECTURES`.
         num_classes: number of logits.
-        padding: one of `padding.PADDINGS`; other networks than EfficientNet know ``symmetric``.
+        padding: one of `recipe.PADDINGS`; other networks than EfficientNet know ``symmetric``.
         bn_eps: added to the variance by every batch normalisation.
         bn_momentum: weight of a new batch in the running statistics.
         in_chans: channels of the input.

@@ -22,7 +22,7 @@ class WeightsInfo:
     architecture: str
     """One of `architectures.ARCHITECTURES`."""
     padding: str
-    """One of `padding.PADDINGS`."""
+    """One of `recipe.PADDINGS`."""
     bn_eps: float
     """Added to the variance by every batch normalisation."""
     bn_momentum: float

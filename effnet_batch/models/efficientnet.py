@@ -14,7 +14,8 @@ from torch import nn
 from torch.nn import functional
 
 from effnet_batch.models.backbone import Backbone, StochasticDepth
-from effnet_batch.models.padding import PADDINGS, SYMMETRIC, make_conv
+from effnet_batch.models.padding import make_conv
+from effnet_batch.models.recipe import PADDINGS, SYMMETRIC
 from effnet_batch.models.scaling import Coefficients, round_filters, round_repeats
 
 
@@ -169,7 +170,7 @@ class EfficientNet(Backbone):
         coefficients: how far Table 1 is scaled; the resolution only matters to ``same_static``.
         is_lite: no squeeze-and-excitation, ReLU6, stem, head and the outer stages' depth unscaled.
         num_classes: number of logits.
-        padding: one of `padding.PADDINGS`.
+        padding: one of `recipe.PADDINGS`.
         bn_eps: 1e-3 for weights trained with TensorFlow, else 1e-5.
         bn_momentum: weight of a new batch in the running statistics (TensorFlow's 0.99 is 0.01).
         in_chans: channels of the input.

@@ -11,7 +11,7 @@ from torch import nn
 
 from effnet_batch.models.backbone import Backbone
 from effnet_batch.models.efficientnet import Stage
-from effnet_batch.models.padding import SYMMETRIC
+from effnet_batch.models.recipe import SYMMETRIC
 from effnet_batch.models.scaling import Coefficients, round_filters, round_repeats
 
 STEM_CHANNELS: Final = 32

@@ -5,19 +5,12 @@ off by 1-70 %, so the padding belongs to the weights and is never guessed.
 """
 
 import math
-from typing import Final
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-SYMMETRIC: Final = "symmetric"
-"""k // 2 on every side (torchvision, timm ``efficientnet_*``)."""
-SAME: Final = "same"
-"""TensorFlow's SAME, from the size of each input (TF, timm ``tf_efficientnet_*``)."""
-SAME_STATIC: Final = "same_static"
-"""SAME, computed once for the model's native resolution (lukemelas >= 0.7.1)."""
-PADDINGS: Final = (SYMMETRIC, SAME, SAME_STATIC)
+from effnet_batch.models.recipe import PADDINGS, SAME, SYMMETRIC
 
 
 def same_padding(size: int, kernel_size: int, stride: int) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from effnet_batch.models.backbone import Backbone
-from effnet_batch.models.padding import SYMMETRIC
+from effnet_batch.models.recipe import SYMMETRIC
 from effnet_batch.models.scaling import Coefficients, round_filters, round_repeats
 
 STEM_CHANNELS: Final = 64
