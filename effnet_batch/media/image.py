@@ -12,6 +12,7 @@ warnings that Pillow's own modules issue: what matters in them is a record's sta
 
 import dataclasses
 import io
+import math
 import re
 import warnings
 from collections.abc import Callable
@@ -37,6 +38,7 @@ from effnet_batch.errors import (
     TooLargeError,
     UnsupportedError,
 )
+from effnet_batch.media.colours import as_shown, scale_transparent_grey
 from effnet_batch.media.preprocess import Preprocessing
 from effnet_batch.media.signature import detect_type
 
@@ -68,9 +70,6 @@ _RESAMPLING: Final = {
 }
 
 _EXIF_ORIENTATION: Final = 0x0112
-_TIFF_BITS_PER_SAMPLE: Final = 258
-_TIFF_PHOTOMETRIC: Final = 262
-_TIFF_WHITE_IS_ZERO: Final = 0
 
 # EXIF orientation -> how to turn the stored pixels upright.
 _TRANSPOSES: Final = {
@@ -94,8 +93,8 @@ class ImageLimits:
     """What one image may cost; over it the record is ``too_large``."""
 
     max_pixels: int = 178_956_970
-    """Width times height from the header, checked before decoding. Pillow refuses GIF and WebP
-    above this default whatever is set here."""
+    """Width times height from the header, checked before decoding. Above this default Pillow
+    refuses GIF, WebP and some more whatever is set here."""
     max_bytes: int = 256 << 20
     """Length of the encoded file in bytes."""
 
@@ -175,11 +174,11 @@ def _decode(
             content = _draft(image, orientation, preprocessing)
         image.load()
         if image_format == "PNG":
-            _scale_transparent_grey(image, bit_depth=data[24])
+            scale_transparent_grey(image, bit_depth=data[24])
         if not isinstance(image, JpegImagePlugin.JpegImageFile):
             # Only now: PNG may keep it behind the pixels, and TIFF has turned itself in load().
             orientation = _orientation(image)
-        shown = _as_shown(image)
+        shown = as_shown(image)
     swaps = orientation in _SWAPS_SIDES
     width, height = (stored_height, stored_width) if swaps else (stored_width, stored_height)
     content_width, content_height = content[::-1] if swaps else content
@@ -241,52 +240,6 @@ def _draft(
     return content_width, content_height
 
 
-def _as_shown(image: Image.Image) -> Image.Image:
-    """Returns the image in mode L or RGB, with the colours that a viewer shows."""
-    if image.mode.startswith("I;16"):
-        return _scale_grey(image)
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        canvas = Image.new("RGB", rgba.size, "white")
-        canvas.paste(rgba, mask=rgba)
-        return canvas
-    if image.mode in ("L", "RGB"):
-        return image
-    if image.mode == "1":
-        return image.convert("L")
-    if image.mode in ("P", "CMYK", "YCbCr", "RGBX"):
-        return image.convert("RGB")
-    raise UnsupportedError(
-        f"samples of Pillow mode {image.mode} have no one way to be shown; "
-        "convert the image to 8 or 16 bits, grey or RGB"
-    )
-
-
-def _scale_transparent_grey(image: ImageFile.ImageFile, bit_depth: int) -> None:
-    """Brings the transparent sample to the 8 bits that Pillow has unpacked the pixels to."""
-    transparent = image.info.get("transparency")
-    if image.mode == "L" and bit_depth in (2, 4) and isinstance(transparent, int):
-        image.info["transparency"] = transparent * (255 // ((1 << bit_depth) - 1))
-
-
-def _scale_grey(image: Image.Image) -> Image.Image:
-    """Scales unsigned grey of 9 to 16 bits to 8, rounding to the nearest; black stays black."""
-    num_bits, is_white_zero = 16, False
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        # Pillow unpacks 12 bits to 0..4095 and leaves it to us to invert WhiteIsZero.
-        num_bits = int(image.tag_v2.get(_TIFF_BITS_PER_SAMPLE, (16,))[0])
-        is_white_zero = image.tag_v2.get(_TIFF_PHOTOMETRIC) == _TIFF_WHITE_IS_ZERO
-    largest = (1 << num_bits) - 1
-    samples = np.minimum(np.arange(1 << 16, dtype=np.uint32), largest)
-    table = ((samples * 255 + largest // 2) // largest).astype(np.uint8)
-    if is_white_zero:
-        table = 255 - table
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        table[transparent] = 255
-    return Image.fromarray(table[np.asarray(image)])
-
-
 def _resize_and_crop(
     image: Image.Image,
     content: tuple[float, float, float, float],
@@ -311,20 +264,50 @@ def _resize_and_crop(
     bottom = min(crop_top + size, resized_size[1])
     scale_x = (content[2] - content[0]) / resized_size[0]
     scale_y = (content[3] - content[1]) / resized_size[1]
-    box = (
-        content[0] + left * scale_x,
-        content[1] + top * scale_y,
-        min(content[0] + right * scale_x, image.width),
-        min(content[1] + bottom * scale_y, image.height),
-    )
-    resized = image.resize(
-        (right - left, bottom - top), _RESAMPLING[preprocessing.interpolation], box=box
+    resized = _resample(
+        image,
+        (right - left, bottom - top),
+        (
+            content[0] + left * scale_x,
+            content[1] + top * scale_y,
+            min(content[0] + right * scale_x, image.width),
+            min(content[1] + bottom * scale_y, image.height),
+        ),
+        _RESAMPLING[preprocessing.interpolation],
     )
     if resized.size == (size, size):
         return resized
     canvas = Image.new(image.mode, (size, size))
     canvas.paste(resized, (left - crop_left, top - crop_top))
     return canvas
+
+
+def _resample(
+    image: Image.Image,
+    size: tuple[int, int],
+    box: tuple[float, float, float, float],
+    resampling: Image.Resampling,
+) -> Image.Image:
+    """Resamples ``box`` to ``size``, the rows first and then the columns.
+
+    Samples are rounded and clipped to 8 bits between the two passes, so their order shows (by up
+    to 2, and more next to hard edges). Pillow chose rows first until version 12 and decides by the
+    aspect since; here it never changes, except that nothing is enlarged before the other axis is
+    shrunk: one pixel wide and a million high must not become 224 wide and a million high.
+    """
+    left, top, right, bottom = box
+    width, height = size
+    if width > right - left and height < bottom - top:
+        columns = image.resize((image.width, height), resampling, (0, top, image.width, bottom))
+        return columns.resize(size, resampling, (left, 0, right, height))
+    # Only the rows that the second pass looks at; no kernel reaches further than 3 steps.
+    reach = 3 * max(1.0, (bottom - top) / height) + 1
+    first = max(0, math.floor(top - reach))
+    last = min(image.height, math.ceil(bottom + reach))
+    if last - first < image.height:
+        image = image.crop((0, first, image.width, last))
+    rows = image.resize((width, image.height), resampling, (left, 0, right, image.height))
+    return rows.resize(size, resampling, (0, top - first, width, bottom - first))
 
 
 def _kind_of_failure(message: str) -> type[RecordError]:
