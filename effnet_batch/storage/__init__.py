@@ -1,0 +1,31 @@
+"""Objects on disks, in buckets and behind URLs: read, listed and written in one manner.
+
+Nothing above this room knows what kind of storage a URI means, and no message leaves it with a
+secret in it.
+"""
+
+from effnet_batch.storage.dispatch import Storage
+from effnet_batch.storage.objects import ObjectInfo, ReadRequest, StorageOptions
+from effnet_batch.storage.uris import (
+    canonical_uri,
+    check_uri,
+    join,
+    local_path,
+    redact,
+    scheme_of,
+    split_signature,
+)
+
+__all__ = [
+    "ObjectInfo",
+    "ReadRequest",
+    "Storage",
+    "StorageOptions",
+    "canonical_uri",
+    "check_uri",
+    "join",
+    "local_path",
+    "redact",
+    "scheme_of",
+    "split_signature",
+]
