@@ -44,10 +44,11 @@ FLOORS = {
     "fingerprint": 2,
     "schema": 1,
     "errors": 1,
+    "vocabulary": 1,
 }
 """Every room of the package and the floor it stands on; no room imports from a higher floor."""
 
-GROUND = {"schema", "errors"}
+GROUND = {"schema", "errors", "vocabulary"}
 ALLOWED = {
     "stages": GROUND | {"media", "models", "shards", "storage"},
     "evaluation": GROUND | {"storage"},
@@ -56,15 +57,16 @@ ALLOWED = {
     "sink": GROUND | {"storage"},
     "ledger": GROUND | {"storage", "sink"},
     "lock": GROUND | {"storage"},
-    "manifest": GROUND | {"storage", "layouts"},
-    "shards": GROUND | {"storage", "manifest"},
+    "manifest": GROUND | {"storage", "layouts", "shards"},
+    "shards": GROUND | {"storage"},
     "layouts": GROUND | {"storage"},
     "media": GROUND,
     "storage": GROUND | {"config"},
     "config": GROUND,
     "fingerprint": GROUND | {"media", "config"},
-    "schema": set(),
-    "errors": {"schema"},
+    "schema": {"vocabulary"},
+    "errors": {"vocabulary"},
+    "vocabulary": set(),
 }
 """What a room may import beside itself. Rooms not named may import anything on lower floors."""
 
