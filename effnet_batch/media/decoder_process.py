@@ -38,8 +38,6 @@ KIND_ERRORS: Final[dict[int, type[RecordError]]] = {
     5: OutOfMemoryError,
 }
 MAX_MESSAGE_BYTES: Final = 4096
-MAX_STDERR_BYTES: Final = 1 << 20
-"""Size in bytes beyond which the child can write no file, its standard error included."""
 
 _ERROR_KINDS: Final = {error: kind for kind, error in KIND_ERRORS.items()}
 # The kernel ends an orphan in a hung decoder this long after its parent would have.
@@ -58,8 +56,10 @@ def serve(settings_json: str) -> None:
     limits = ImageLimits(**settings["limits"])
     requests = os.fdopen(os.dup(0), "rb")
     answers = os.fdopen(os.dup(1), "wb")
-    # Whatever a C library prints must not end up between the answers.
-    os.dup2(2, 1)
+    # What C libraries print about damaged images is for nobody, least of all between the answers.
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)
+    os.dup2(nothing, 2)
     # SIGALRM keeps its default action, which also ends a decoder that never returns to Python.
     alarm_seconds = settings["timeout_seconds"] + _ORPHAN_GRACE_SECONDS
     _limit_resources(settings["memory_bytes"])
@@ -87,7 +87,8 @@ def _limit_resources(memory_bytes: int) -> None:
     most_bytes = num_pages * resource.getpagesize() + memory_bytes
     resource.setrlimit(resource.RLIMIT_AS, (most_bytes, most_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_STDERR_BYTES, MAX_STDERR_BYTES))
+    # It has no file to write; pipes and devices are not counted.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
 
 def _encode_message(error: RecordError) -> bytes:

@@ -35,13 +35,14 @@ from effnet_batch.media.decoder_process import (
     KIND_IMAGE,
     KIND_READY,
     MAX_MESSAGE_BYTES,
-    MAX_STDERR_BYTES,
     REQUEST,
 )
 from effnet_batch.media.image import DecodedImage, ImageLimits
 from effnet_batch.media.preprocess import Preprocessing
 
 START_TIMEOUT_SECONDS: Final = 60.0
+
+_MAX_STDERR_BYTES: Final = 1 << 20
 
 _CHILD_CODE: Final = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
@@ -309,7 +310,7 @@ class _Child:
 
     def _last_line_of_stderr(self) -> str:
         self._stderr.seek(0)
-        text = self._stderr.read(MAX_STDERR_BYTES).decode("utf-8", errors="replace")
+        text = self._stderr.read(_MAX_STDERR_BYTES).decode("utf-8", errors="replace")
         return text.strip().rpartition("\n")[2]
 
 
