@@ -72,12 +72,15 @@ def iter_members(
         FetchError: the stream failed; what was yielded is an incomplete reading of the shard.
         OutageError: storage went away.
     """
-    source = Source(stream, uri)
     census = Census(is_wanted)
     items: _Items
     if kind == schema.KIND_PARQUET:
+        # Columns are read in turns, each with its own read-ahead; one below them would be thrown
+        # away and fetched again at every turn.
+        source = Source(getattr(stream, "raw", stream), uri)
         items = iter_parquet(source, census, max_bytes, image_column)
     elif kind in _READERS:
+        source = Source(stream, uri)
         items = _READERS[kind](source, census, max_bytes)
     else:
         raise ValueError(f"kind: got {kind!r}, allowed: tar, zip, parquet")

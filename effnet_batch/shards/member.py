@@ -90,9 +90,15 @@ class Source(io.RawIOBase):
         self._seek(0)
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Reads up to ``size`` bytes, all when negative."""
+        """Reads ``size`` bytes, fewer only at the end, all when negative."""
+        missing = self.size_bytes if size is None or size < 0 else size
+        pieces: list[bytes] = []
         try:
-            return self._stream.read(-1 if size is None else size)
+            # An unbuffered stream may give less than asked for.
+            while missing and (piece := self._stream.read(missing)):
+                pieces.append(piece)
+                missing -= len(piece)
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
         except Exception as error:
             raise self._fail(error) from error
 

@@ -23,7 +23,7 @@ _NAME_BATCH_ROWS: Final = 4096
 # No image is smaller; a footer that declares more rows than fit would make records without end.
 _MIN_ROW_BYTES: Final = 32
 _FREE_ROWS: Final = 1000
-_BUFFER_BYTES: Final = 1 << 20
+_BUFFER_BYTES: Final = 8 << 20
 _DAMAGE: Final = (pa.ArrowException, OSError, ValueError, EOFError, OverflowError)
 
 

@@ -1,0 +1,148 @@
+"""Building a manifest's columns page by page, and what a source's name says about it."""
+
+import json
+import os
+from collections import Counter
+from datetime import datetime
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit
+
+import pyarrow as pa
+
+from effnet_batch import schema
+from effnet_batch.shards import is_image_name
+from effnet_batch.storage import local_path, scheme_of
+from effnet_batch.storage.uris import LOCAL, WEB_SCHEMES
+
+METADATA_KEY: Final = b"effnet_batch.manifest"
+"""Schema metadata by which a Parquet file is known as a manifest; JSON of its `Notes`."""
+
+_SHARD_EXTENSIONS: Final = {
+    ".tar": schema.KIND_TAR,
+    ".tar.gz": schema.KIND_TAR,
+    ".tgz": schema.KIND_TAR,
+    ".tar.zst": schema.KIND_TAR,
+    ".tzst": schema.KIND_TAR,
+    ".tar.bz2": schema.KIND_TAR,
+    ".tbz2": schema.KIND_TAR,
+    ".tar.xz": schema.KIND_TAR,
+    ".txz": schema.KIND_TAR,
+    ".zip": schema.KIND_ZIP,
+    ".parquet": schema.KIND_PARQUET,
+}
+_PAGE_ROWS: Final = 16_384
+_MAX_EXTENSIONS: Final = 50
+
+
+def path_of(uri: str) -> str:
+    """Returns the path of a canonical URI: without bucket or host, and without a web query."""
+    scheme = scheme_of(uri)
+    if scheme == LOCAL:
+        return local_path(uri)
+    if scheme in WEB_SCHEMES:
+        return unquote(urlsplit(uri).path, errors="surrogateescape")
+    return "/" + uri.partition("://")[2].partition("/")[2]
+
+
+def kind_of(uri: str) -> str | None:
+    """Returns what the extension of a canonical URI says it is, or None."""
+    name = path_of(uri).rpartition("/")[2]
+    if is_image_name(name):
+        return schema.KIND_IMAGE
+    lowered = name.lower()
+    for extension, kind in _SHARD_EXTENSIONS.items():
+        if lowered.endswith(extension) and not name.startswith("."):
+            return kind
+    return None
+
+
+def as_utf8(text: str) -> str:
+    r"""Returns text that Arrow can hold; bytes that were not UTF-8 are written as ``\xff``."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+class Columns:
+    """Collects rows and turns each page of them into Arrow, so that few are Python objects.
+
+    Args:
+        kind: what sources are whose name does not say; None for images.
+        label_from: ``parent`` labels a source without a label by its folder's name.
+    """
+
+    def __init__(self, *, kind: str | None, label_from: str | None) -> None:
+        self._kind = kind
+        self._label_from = label_from
+        self._page: list[dict[str, Any]] = []
+        self._batches: list[pa.RecordBatch] = []
+        self._skipped: Counter[str] = Counter()
+        self.num_rows = 0
+        self.num_bad_lines = 0
+
+    def add(
+        self,
+        uri: str,
+        *,
+        kind: str | None = None,
+        size_bytes: int | None = None,
+        etag: str | None = None,
+        mtime: datetime | None = None,
+        label: str | None = None,
+        group: str | None = None,
+        split: str | None = None,
+        is_signed: bool = False,
+    ) -> None:
+        """Adds one source under its canonical URI; ``kind`` overrides what its name says."""
+        if label is None and self._label_from == "parent":
+            label = _parent_name(uri)
+        self._page.append(
+            {
+                "uri": uri,
+                "source_id": schema.source_id(uri),
+                "kind": kind or kind_of(uri) or self._kind or schema.KIND_IMAGE,
+                "size_bytes": size_bytes,
+                "etag": etag,
+                "mtime": mtime,
+                "label": label,
+                "group": group,
+                "split": split,
+                "is_signed": is_signed,
+            }
+        )
+        self.num_rows += 1
+        if len(self._page) == _PAGE_ROWS:
+            self._flush()
+
+    def skip(self, uri: str) -> None:
+        """Counts a file that is no source."""
+        name = path_of(uri).rpartition("/")[2]
+        stem, dot, extension = name.rpartition(".")
+        key = as_utf8(f".{extension.lower()}")[:20] if dot and stem else "(none)"
+        if key not in self._skipped and len(self._skipped) >= _MAX_EXTENSIONS:
+            key = "(other)"
+        self._skipped[key] += 1
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Number of skipped files by extension."""
+        return dict(sorted(self._skipped.items()))
+
+    def table(self) -> pa.Table:
+        """Returns all rows, with what was skipped in the metadata."""
+        self._flush()
+        notes = {
+            "version": 1,
+            "num_skipped_by_extension": self.skipped,
+            "num_bad_lines": self.num_bad_lines,
+        }
+        table = pa.Table.from_batches(self._batches, schema.MANIFEST_SCHEMA)
+        return table.replace_schema_metadata({METADATA_KEY: json.dumps(notes)})
+
+    def _flush(self) -> None:
+        if self._page:
+            batch = pa.RecordBatch.from_pylist(self._page, schema.MANIFEST_SCHEMA)
+            self._batches.append(batch)
+            self._page = []
+
+
+def _parent_name(uri: str) -> str | None:
+    return as_utf8(os.path.basename(os.path.dirname(path_of(uri)))) or None

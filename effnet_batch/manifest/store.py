@@ -1,0 +1,229 @@
+"""Keeping a manifest: written as a whole or not at all, read, updated, sampled."""
+
+import dataclasses
+import hashlib
+import io
+import json
+import secrets
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from effnet_batch import schema
+from effnet_batch.errors import FetchError, InputError
+from effnet_batch.manifest.columns import METADATA_KEY
+from effnet_batch.storage import Storage, join
+
+_FOLDER: Final = "manifest"
+_MARKER: Final = "_complete.json"
+_ROWS_PER_PART: Final = 1_000_000
+_ROWS_PER_GROUP: Final = 131_072
+_MAX_VANISHED: Final = 10
+# Ids and tags never repeat, so a dictionary of them only costs.
+_DICTIONARY_COLUMNS: Final = ["kind", "label", "group", "split"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ManifestSummary:
+    """What a manifest holds and what its listing left out."""
+
+    num_sources: int
+    num_by_kind: dict[str, int]
+    num_signed: int
+    """Sources whose URL had a signature."""
+    num_skipped_by_extension: dict[str, int]
+    """Files that are neither images nor shards; extensions in lower case with their dot."""
+    num_bad_lines: int
+    """Entries of the list that were refused and left out."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ManifestUpdate:
+    """A manifest brought up to date."""
+
+    table: pa.Table
+    num_added: int
+    num_changed: int
+    """Sources whose etag, size or mtime is another one."""
+    num_vanished: int
+    """Sources that are not listed any more; they stay in the manifest."""
+    vanished: tuple[str, ...]
+    """URIs of the first ten of them."""
+
+
+def summarize(table: pa.Table) -> ManifestSummary:
+    """Returns what a manifest holds and what its listing left out."""
+    notes: dict[str, Any] = json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"{}"))
+    kinds = {row["values"]: row["counts"] for row in table["kind"].value_counts().to_pylist()}
+    return ManifestSummary(
+        num_sources=table.num_rows,
+        num_by_kind={kind: kinds[kind] for kind in schema.KINDS if kind in kinds},
+        num_signed=pc.sum(table["is_signed"].cast(pa.int64())).as_py() or 0,
+        num_skipped_by_extension=notes.get("num_skipped_by_extension", {}),
+        num_bad_lines=notes.get("num_bad_lines", 0),
+    )
+
+
+def source_version(table: pa.Table) -> pa.Array:
+    """Returns each source's version: its etag, else mtime in microseconds and size, else null."""
+    mtime = table["mtime"].cast(pa.int64()).cast(pa.string())
+    size = table["size_bytes"].cast(pa.string())
+    version = pc.coalesce(table["etag"], pc.binary_join_element_wise(mtime, size, "-"))
+    return pa.concat_arrays(version.chunks) if version.num_chunks else pa.array([], pa.string())
+
+
+def select_sources(
+    table: pa.Table, *, limit: int | None = None, sample: int | None = None, seed: int = 0
+) -> pa.Table:
+    """Returns some of a manifest's sources, in the manifest's order.
+
+    Args:
+        table: a manifest.
+        limit: keep the first ``limit`` of what is left after sampling.
+        sample: keep this many at random. Sources are ranked by a hash of seed and source_id, so
+            the same seed gives the same sources in any order of listing, and a smaller sample is
+            part of a larger one.
+        seed: which ranking.
+    """
+    if sample is not None and sample < table.num_rows:
+        ranks = np.empty(table.num_rows, np.uint64)
+        position = 0
+        for chunk in table["source_id"].chunks:
+            for source in chunk.to_pylist():
+                digest = hashlib.blake2b(f"{seed}:{source}".encode(), digest_size=8).digest()
+                ranks[position] = int.from_bytes(digest)
+                position += 1
+        table = table.take(np.sort(np.argsort(ranks, kind="stable")[:sample]))
+    return table if limit is None else table.slice(0, limit)
+
+
+def update_manifest(old: pa.Table, new: pa.Table) -> ManifestUpdate:
+    """Brings a manifest up to date with a new listing of the same input.
+
+    Sources keep their place; new ones follow at the end; those that are not listed any more stay.
+    """
+    in_new = pc.index_in(old["source_id"], pa.array(new["source_id"].combine_chunks()))
+    is_listed = in_new.is_valid().to_numpy()
+    at_new = in_new.fill_null(0).to_numpy().astype(np.int64)
+    is_added = ~pc.is_in(new["source_id"], old["source_id"].combine_chunks()).to_numpy()
+    # Row numbers in (new, old), one table below the other.
+    kept = np.where(is_listed, at_new, new.num_rows + np.arange(old.num_rows))
+    both = pa.concat_tables([new, old.replace_schema_metadata(new.schema.metadata)])
+    table = both.take(np.concatenate([kept, np.flatnonzero(is_added)]))
+    before = source_version(old).filter(pa.array(is_listed))
+    after = source_version(new).take(pa.array(at_new[is_listed]))
+    vanished = old["uri"].filter(pa.array(~is_listed))
+    return ManifestUpdate(
+        table=table,
+        num_added=int(is_added.sum()),
+        num_changed=pc.sum(pc.not_equal(before, after).cast(pa.int64())).as_py() or 0,
+        num_vanished=len(vanished),
+        vanished=tuple(vanished.slice(0, _MAX_VANISHED).to_pylist()),
+    )
+
+
+def save_manifest(storage: Storage, uri: str, table: pa.Table) -> None:
+    """Writes a manifest as one Parquet file that can be the input of any job."""
+    storage.write(uri, _encode(table))
+
+
+def write_manifest(
+    storage: Storage, output: str, table: pa.Table, *, update: bool = False
+) -> ManifestUpdate:
+    """Writes the manifest of an output and returns what that changed.
+
+    Args:
+        storage: how ``output`` is reached.
+        output: canonical URI of the output.
+        table: the manifest.
+        update: bring the manifest that is there up to date, as `update_manifest` does, instead of
+            replacing it.
+    """
+    if update and has_manifest(storage, output):
+        change = update_manifest(read_manifest(storage, output), table)
+    else:
+        change = update_manifest(table.slice(0, 0), table)
+    replace_manifest(storage, output, change.table)
+    return change
+
+
+def replace_manifest(storage: Storage, output: str, table: pa.Table) -> None:
+    """Replaces the manifest of an output: readers see the old one or the new one.
+
+    Parts of at most a million rows come first under new names, then the marker that names them
+    replaces the old marker, then the old parts go.
+
+    Args:
+        storage: how ``output`` is reached.
+        output: canonical URI of the output.
+        table: the manifest.
+    """
+    folder = join(output, _FOLDER)
+    before = _marker(storage, folder)
+    version = secrets.token_hex(4)
+    names = []
+    for index, start in enumerate(range(0, max(table.num_rows, 1), _ROWS_PER_PART)):
+        names.append(f"part-{version}-{index:05}.parquet")
+        storage.write(join(folder, names[-1]), _encode(table.slice(start, _ROWS_PER_PART)))
+    marker = {"version": 1, "num_sources": table.num_rows, "parts": names}
+    storage.write(join(folder, _MARKER), json.dumps(marker, indent=1).encode())
+    if before is not None:
+        storage.delete_many([join(folder, name) for name in before])
+
+
+def has_manifest(storage: Storage, output: str) -> bool:
+    """Returns whether an output has a complete manifest."""
+    return _marker(storage, join(output, _FOLDER)) is not None
+
+
+def read_manifest(storage: Storage, output: str) -> pa.Table:
+    """Returns the manifest of an output.
+
+    Raises:
+        InputError: the output has no complete manifest, or it is damaged.
+        OutageError: storage refused.
+    """
+    folder = join(output, _FOLDER)
+    names = _marker(storage, folder)
+    if names is None:
+        raise InputError(f"{folder}: no complete manifest; run the job with its input again")
+    try:
+        tables = [pq.read_table(io.BytesIO(storage.read(join(folder, name)))) for name in names]
+        table = pa.concat_tables(tables)
+        return table.select(schema.MANIFEST_SCHEMA.names).cast(
+            schema.MANIFEST_SCHEMA.with_metadata(tables[0].schema.metadata)
+        )
+    except (FetchError, pa.ArrowException, KeyError) as error:
+        raise InputError(
+            f"{folder}: the manifest is damaged: {error}; run the job with --update"
+        ) from None
+
+
+def _marker(storage: Storage, folder: str) -> Sequence[str] | None:
+    """Returns the names of the parts of the complete manifest, or None."""
+    uri = join(folder, _MARKER)
+    try:
+        marker = json.loads(storage.read(uri))
+        return [str(name) for name in marker["parts"]]
+    except FetchError as error:
+        if error.error_type != "FileNotFoundError":
+            raise InputError(str(error)) from None
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{uri}: damaged: {error}; run the job with --update") from None
+
+
+def _encode(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(
+        table,
+        buffer,
+        compression="zstd",
+        row_group_size=_ROWS_PER_GROUP,
+        use_dictionary=_DICTIONARY_COLUMNS,
+    )
+    return buffer.getvalue()
