@@ -31,7 +31,7 @@ DEVICES: Final = (AUTO, "cpu", "cuda")
 PRECISIONS: Final = (AUTO, "fp32", "bf16", "fp16")
 
 CPU_BATCH_SIZE: Final = 16
-"""Larger batches are slower on a CPU: the feature maps leave its caches."""
+"""Frames of one call; fewer go through the layers together (`engine_base.cpu_forward_size`)."""
 CUDA_BATCH_SIZE: Final = 256
 """Fills a data-centre card with B0; halves by itself where it does not fit."""
 

@@ -6,12 +6,19 @@ import threading
 import warnings
 from typing import Any, Final
 
+import numpy as np
 import torch
 
 from effnet_batch.errors import ConfigError
 from effnet_batch.media.preprocess import Preprocessing
 from effnet_batch.models.backbone import Backbone
-from effnet_batch.models.engine_base import Engine, EngineOutput, FrameNetwork, Frames
+from effnet_batch.models.engine_base import (
+    Engine,
+    EngineOutput,
+    FrameNetwork,
+    Frames,
+    cpu_forward_size,
+)
 
 TELEMETRY: Final = "openvino_telemetry"
 PRECISION_HINTS: Final = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
@@ -55,7 +62,9 @@ class OpenVINOEngine(Engine):
             # Tracing warns that sizes become constants, which is what is wanted here.
             warnings.simplefilter("ignore")
             graph = openvino.convert_model(network, example_input=example)
-        graph.reshape([-1, side, side, 3])
+        # A fixed shape runs 1-7 % faster than an open one; a batch's last frames are filled up.
+        self._forward_size = cpu_forward_size(side, batch_size)
+        graph.reshape([self._forward_size, side, side, 3])
         self._compiled = openvino.Core().compile_model(
             graph,
             "CPU",
@@ -80,12 +89,23 @@ class OpenVINOEngine(Engine):
         request = getattr(self._requests, "request", None)
         if request is None:
             request = self._requests.request = self._compiled.create_infer_request()
-        request.set_input_tensor(self._tensor_type(frames, shared_memory=True))
-        request.infer()
-        embeddings = request.get_output_tensor(0).data.copy()
-        with_logits = self.num_classes is not None
-        logits = request.get_output_tensor(1).data.copy() if with_logits else None
-        return EngineOutput(embeddings, logits)
+        widths = [self.embedding_dim]
+        if self.num_classes is not None:
+            widths.append(self.num_classes)
+        outputs = [np.empty((len(frames), width), np.float32) for width in widths]
+        size = self._forward_size
+        for start in range(0, len(frames), size):
+            chunk = frames[start : start + size]
+            num_frames = len(chunk)
+            if num_frames < size:
+                blank = np.zeros((size - num_frames, *frames.shape[1:]), np.uint8)
+                chunk = np.concatenate([chunk, blank])
+            request.set_input_tensor(self._tensor_type(chunk, shared_memory=True))
+            request.infer()
+            for index, output in enumerate(outputs):
+                result = request.get_output_tensor(index).data
+                output[start : start + num_frames] = result[:num_frames]
+        return EngineOutput(outputs[0], outputs[1] if len(outputs) == 2 else None)
 
 
 def _import_without_telemetry() -> Any:

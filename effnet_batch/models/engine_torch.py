@@ -8,7 +8,13 @@ import torch
 
 from effnet_batch.media.preprocess import Preprocessing
 from effnet_batch.models.backbone import Backbone
-from effnet_batch.models.engine_base import Engine, EngineOutput, FrameNetwork, Frames
+from effnet_batch.models.engine_base import (
+    Engine,
+    EngineOutput,
+    FrameNetwork,
+    Frames,
+    cpu_forward_size,
+)
 from effnet_batch.models.folding import fold
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -69,7 +75,8 @@ class TorchEngine(Engine):
         # CUDA graphs belong to one thread; without them several threads may call.
         mode = "max-autotune-no-cudagraphs" if device == "cuda" else "default"
         self._network = torch.compile(network, mode=mode, dynamic=False) if compiled else network
-        self._chunk_size = batch_size
+        is_cpu = device == "cpu"
+        self._forward_size = cpu_forward_size(self.image_size, batch_size) if is_cpu else batch_size
         self._lanes = threading.local()
         if device == "cuda":
             torch.backends.cudnn.benchmark = True
@@ -80,7 +87,7 @@ class TorchEngine(Engine):
         chunks: list[tuple[torch.Tensor, ...]] = []
         start = 0
         while start < len(frames):
-            size = self._chunk_size
+            size = self._forward_size
             outputs = self._forward_if_it_fits(frames[start : start + size], size)
             if outputs is None:
                 self._halve(size)
@@ -106,7 +113,7 @@ class TorchEngine(Engine):
         if self.device == "cuda":
             torch.cuda.empty_cache()
         # Another thread may have gone lower in the meantime.
-        self._chunk_size = min(self._chunk_size, (size + 1) // 2)
+        self._forward_size = min(self._forward_size, (size + 1) // 2)
 
     def _forward_cpu(self, frames: Frames, size: int) -> tuple[torch.Tensor, ...]:
         # torch keeps this setting per calling thread; a new thread starts with the default.
