@@ -22,7 +22,7 @@ EXIT_INTERRUPTED = 130
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="effnet-batch")
 def main() -> None:
-    """Batch jobs with EfficientNet on Ray: images in object storage to vectors in Parquet.
+    r"""Batch jobs with EfficientNet on Ray: images in object storage to vectors in Parquet.
 
     \b
     effnet-batch embed s3://bucket/images s3://bucket/embeddings --model efficientnet_b0
@@ -67,7 +67,7 @@ def _interrupt(*_: object) -> NoReturn:
 @click.option("--update", is_flag=True, help="List INPUT again; take in what is new or changed.")
 @_command
 def embed(input: str, output: str, update: bool, settings: dict[str, Any], console: Console) -> int:
-    """Embed every image of INPUT and write the vectors to OUTPUT.
+    r"""Embed every image of INPUT and write the vectors to OUTPUT.
 
     INPUT is a folder, glob, list of URIs, manifest, tar, zip or Parquet shard; local or s3://,
     gs://, az://, https://. Run it again to finish what an earlier run left.
@@ -88,19 +88,20 @@ def embed(input: str, output: str, update: bool, settings: dict[str, Any], conso
 @click.option(
     "--status", "statuses", required=True, help="Statuses to do again, separated by commas."
 )
+@storage_flags
 @_command
-def retry(output: str, statuses: str, console: Console) -> int:
-    """Do the failed records of some statuses again.
+def retry(output: str, statuses: str, storage: dict[str, Any], console: Console) -> int:
+    r"""Do the failed records of some statuses again.
 
     \b
     effnet-batch retry embeddings/ --status decode_error,too_large
     """
     from effnet_batch.config import EmbedConfig
     from effnet_batch.pipelines.embed import embed as run_embed
-    from effnet_batch.pipelines.verify import read_run
+    from effnet_batch.pipelines.maintain import stored_run
 
     names = _statuses(statuses)
-    run = read_run(output)
+    run = stored_run(output, **storage)
     config = EmbedConfig.from_flat(run["config"])
     summary = run_embed(run["input"], output, config=config, retry=names, reporter=console)
     return _conclude(summary, config.limits.max_failures, console)
@@ -157,16 +158,16 @@ def _conclude(summary: Any, max_failures: float, console: Console) -> int:
 @storage_flags
 @_command
 def verify(output: str, deep: bool, storage: dict[str, Any], console: Console) -> int:
-    """Prove that OUTPUT holds every source and record exactly once.
+    r"""Prove that OUTPUT holds every source and record exactly once.
 
     Exits with 1 and lists what is missing when it does not.
 
     \b
     effnet-batch verify embeddings/
     """
-    from effnet_batch.pipelines.verify import verify_output
+    from effnet_batch.pipelines.verify import verify as run_verify
 
-    report = verify_output(output, is_deep=deep, **storage)
+    report = run_verify(output, is_deep=deep, **storage)
     console.summary(
         "Every source and every record stands once" if report.is_proven else "Not proven",
         report.counts(),
@@ -186,7 +187,7 @@ def verify(output: str, deep: bool, storage: dict[str, Any], console: Console) -
 @storage_flags
 @_command
 def status(output: str, failures: int, storage: dict[str, Any], console: Console) -> None:
-    """Show what OUTPUT holds: counts, failures by kind, throughput.
+    r"""Show what OUTPUT holds: counts, failures by kind, throughput.
 
     \b
     effnet-batch status embeddings/ --failures 50
@@ -207,7 +208,7 @@ def status(output: str, failures: int, storage: dict[str, Any], console: Console
 @storage_flags
 @_command
 def compact(output: str, part_bytes: int, storage: dict[str, Any], console: Console) -> None:
-    """Rewrite the parts of OUTPUT as fewer, larger ones without superseded rows.
+    r"""Rewrite the parts of OUTPUT as fewer, larger ones without superseded rows.
 
     \b
     effnet-batch compact embeddings/
@@ -224,7 +225,7 @@ def compact(output: str, part_bytes: int, storage: dict[str, Any], console: Cons
 @storage_flags
 @_command
 def forget(output: str, uri_list: str, storage: dict[str, Any], console: Console) -> None:
-    """Erase sources and everything derived from them from OUTPUT, for good.
+    r"""Erase sources and everything derived from them from OUTPUT, for good.
 
     \b
     effnet-batch forget embeddings/ --uri-list deletion-requests.txt
@@ -241,7 +242,7 @@ def forget(output: str, uri_list: str, storage: dict[str, Any], console: Console
 @config_options("manifest")
 @_command
 def manifest(input: str, manifest: str, settings: dict[str, Any], console: Console) -> None:
-    """List INPUT once into a Parquet file that `embed` takes as its INPUT.
+    r"""List INPUT once into a Parquet file that `embed` takes as its INPUT.
 
     \b
     effnet-batch manifest s3://bucket/images images.manifest.parquet
@@ -269,7 +270,7 @@ def models(
     no_measure: bool,
     console: Console,
 ) -> None:
-    """List the models and their published weights, or measure a scaled model.
+    r"""List the models and their published weights, or measure a scaled model.
 
     \b
     effnet-batch models

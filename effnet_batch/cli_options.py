@@ -9,21 +9,14 @@ import click
 
 from effnet_batch.config import (
     EmbedConfig,
-    InputSettings,
     JobConfig,
+    ManifestConfig,
     StorageSettings,
     load_toml,
 )
 from effnet_batch.errors import ConfigError
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _ManifestConfig(JobConfig):
-    input: InputSettings = dataclasses.field(default_factory=InputSettings)
-    storage: StorageSettings = dataclasses.field(default_factory=StorageSettings)
-
-
-_CONFIGS: dict[str, type[JobConfig]] = {"embed": EmbedConfig, "manifest": _ManifestConfig}
+_CONFIGS: dict[str, type[JobConfig]] = {"embed": EmbedConfig, "manifest": ManifestConfig}
 
 
 def config_options(job: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -79,19 +72,19 @@ def storage_flags(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _option(name: str, field: dataclasses.Field[Any]) -> Callable[..., Any]:
     flag = "--" + name.replace("_", "-")
-    help = field.metadata["help"]
+    text = field.metadata["help"]
     default = field.default
     if default not in (None, False):
-        help = f"{help}  [default: {default}]"
+        text = f"{text}  [default: {default}]"
     kind = str(field.type)
     if field.type is bool or kind == "bool":
-        return click.option(f"{flag}/--no-{flag[2:]}", default=None, help=help)
+        return click.option(f"{flag}/--no-{flag[2:]}", default=None, help=text)
     if choices := field.metadata["choices"]:
-        return click.option(flag, type=click.Choice(choices), help=help)
+        return click.option(flag, type=click.Choice(choices), help=text)
     if "tuple" in kind:
-        return click.option(flag, type=float, nargs=3, help=help)
+        return click.option(flag, type=float, nargs=3, help=text)
     if "int" in kind:
-        return click.option(flag, type=int, help=help)
+        return click.option(flag, type=int, help=text)
     if "float" in kind:
-        return click.option(flag, type=float, help=help)
-    return click.option(flag, help=help)
+        return click.option(flag, type=float, help=text)
+    return click.option(flag, help=text)

@@ -10,12 +10,13 @@ import tomllib
 import types
 import typing
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from effnet_batch.errors import ConfigError
 from effnet_batch.vocabulary import KINDS
 
 _MIB = 1 << 20
+_Group = TypeVar("_Group")
 
 
 def setting(
@@ -177,6 +178,14 @@ class JobConfig:
         hints = typing.get_type_hints(cls)
         return cls(**{name: hints[name](**values) for name, values in groups.items()})
 
+    def group(self, kind: type[_Group]) -> _Group:
+        """Returns the group of settings of this kind."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, kind):
+                return value
+        raise KeyError(kind.__name__)
+
     def to_flat(self) -> dict[str, Any]:
         """Returns flat names and plain values; `from_flat` takes them back."""
         flat: dict[str, Any] = {}
@@ -196,6 +205,14 @@ class EmbedConfig(JobConfig):
     storage: StorageSettings = dataclasses.field(default_factory=StorageSettings)
     output: OutputSettings = dataclasses.field(default_factory=OutputSettings)
     cluster: ClusterSettings = dataclasses.field(default_factory=ClusterSettings)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ManifestConfig(JobConfig):
+    """Configuration of a listing on its own."""
+
+    input: InputSettings = dataclasses.field(default_factory=InputSettings)
+    storage: StorageSettings = dataclasses.field(default_factory=StorageSettings)
 
 
 def load_toml(path: str) -> dict[str, Any]:

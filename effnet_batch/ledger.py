@@ -188,7 +188,7 @@ def list_parts(storage: Storage, data_uri: str) -> list[Part]:
     """Returns the parts of an output, sorted by name; none when it does not exist yet."""
     parts = [
         Part(info.uri, info.size_bytes or 0)
-        for page in storage.list(data_uri, missing_ok=True)
+        for page in storage.list(data_uri)
         for info in page
         if info.uri.rsplit("/", 1)[-1].startswith("part-") and info.uri.endswith(".parquet")
     ]
@@ -245,7 +245,7 @@ def _ledger_offset(metadata: pq.FileMetaData) -> int:
                 offsets.append(column.dictionary_page_offset)
     if not offsets:
         raise ValueError("the ledger columns are missing")
-    return min(offsets)
+    return int(min(offsets))
 
 
 def _states(rows: pa.Table, part_order: np.ndarray) -> SourceStates:

@@ -37,8 +37,8 @@ class OutputLock:
         self.uri = uri
         self.run_id = run_id
         self.was_lost = False
-        """True once another run has taken the lock over, which it does only after a long silence."""
-        self._version = ""
+        """True once another run has taken the lock over, as it does after a long silence."""
+        self._version: str | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lock-heartbeat", daemon=True)
 
@@ -67,8 +67,9 @@ class OutputLock:
         holder = _parse(content)
         if content and not holder.is_stale():
             raise LockedError(
-                f"{self.uri} is held by run {holder.run_id} on {holder.host} (process {holder.pid}, "
-                f"last sign of life {holder.age_seconds():.0f} s ago); wait for it or stop it, "
+                f"{self.uri} is held by run {holder.run_id} on {holder.host} "
+                f"(process {holder.pid}, last sign of life {holder.age_seconds():.0f} s ago); "
+                f"wait for it or stop it, "
                 f"or delete the file if you know that it is dead"
             )
         try:
@@ -83,7 +84,7 @@ class OutputLock:
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
             try:
-                self._version = self.storage.replace(self.uri, self._content(), self._version)
+                self._version = self.storage.replace(self.uri, self._content(), self._version or "")
             except FileExistsError:
                 self.was_lost = True
                 _LOG.warning("the lock %s was taken over by another run", self.uri)
@@ -132,9 +133,7 @@ def _is_alive(pid: int, started: float) -> bool:
     try:
         process = psutil.Process(pid)
         # A killed process stays as a zombie until its parent looks at it.
-        return (
-            abs(process.create_time() - started) < 1 and process.status() != psutil.STATUS_ZOMBIE
-        )
+        return abs(process.create_time() - started) < 1 and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:
         return False
 

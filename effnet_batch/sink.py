@@ -1,8 +1,8 @@
 """Writing an output: where its files lie, and how a part is committed.
 
-A part is built in memory and put under its name in one atomic step, so that a reader sees all of it
-or none. Its name holds the run and the task, so that a retried task overwrites only its own part and
-no run ever writes another run's name.
+A part is built in memory and put under its name in one atomic step, so that a reader sees all of
+it or none. Its name holds the run and the task, so that a retried task overwrites only its own part
+and no run ever writes another run's name.
 """
 
 import dataclasses
@@ -99,7 +99,7 @@ def part_bytes(table: pa.Table, metadata: dict[str, Any]) -> bytes:
         buffer,
         compression="zstd",
         use_dictionary=[name for name in scalar if name in _DICTIONARY_COLUMNS],
-        write_statistics=scalar,  # type: ignore[arg-type]
+        write_statistics=scalar,
     )
     return bytes(buffer.getvalue())
 

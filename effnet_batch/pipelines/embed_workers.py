@@ -17,13 +17,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import ray
+import torch
 
 from effnet_batch.config import EmbedConfig
 from effnet_batch.errors import FingerprintError
 from effnet_batch.media.image import DecodedImage, ImageLimits, decode_image
 from effnet_batch.media.isolation import IsolatedDecoder
-from effnet_batch.models.engine import Engine
-from effnet_batch.pipelines.resolve import Resolved
+from effnet_batch.models.engine import Engine, build_engine
+from effnet_batch.pipelines.resolve import Resolved, load
 from effnet_batch.schema import STATUS_OK
 from effnet_batch.sink import OutputPaths, commit_part
 from effnet_batch.stages.decode import Decode, DecodedBatch, Stamp, Watchdog, decode_batch
@@ -164,12 +166,9 @@ def build_worker_engine(task: EmbedTask, *, num_streams: int) -> Engine:
     Raises:
         FingerprintError: the weights on this node are not those of the run.
     """
-    import torch
-
-    from effnet_batch.models.engine import build_engine
-
     torch.set_num_threads(1)
-    model = task.resolved.load_model(task.config.model, task.storage)
+    model = load(task.config.model)
+    assert model.weights_info is not None
     found = model.weights_info.sha256
     if found != task.resolved.weights_sha256:
         raise FingerprintError(
@@ -239,8 +238,6 @@ class _PartWriter:
 
 
 def _start(board: Any, unit: pa.Table) -> tuple[int, int]:
-    import ray
-
     number = int(unit["unit"][0].as_py())
     return number, int(ray.get(board.start.remote(number)))
 

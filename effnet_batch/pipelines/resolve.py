@@ -10,8 +10,9 @@ import ray
 from effnet_batch.config import EmbedConfig, ModelSettings
 from effnet_batch.fingerprint import Fingerprint
 from effnet_batch.media.preprocess import Preprocessing
-from effnet_batch.models.engine import EngineChoice
-from effnet_batch.storage import StorageOptions
+from effnet_batch.models.backbone import Backbone
+from effnet_batch.models.engine import EngineChoice, resolve_engine
+from effnet_batch.models.weights import load_model
 
 _PACKAGES = ("effnet-batch", "torch", "openvino", "ray", "pyarrow", "pillow", "numpy")
 
@@ -21,7 +22,7 @@ class Resolved:
     """What a run really uses. Plain values; stored in run.json and taken up by a resumed run."""
 
     weights: str
-    """Specification that `load_model` takes, without secrets."""
+    """Name of the weights, without secrets."""
     weights_sha256: str
     architecture: str
     padding: str
@@ -52,10 +53,6 @@ class Resolved:
             }
         )
 
-    def load_model(self, settings: ModelSettings, options: StorageOptions) -> Any:
-        """Returns the model with these weights."""
-        return load(settings, self.weights, options)
-
     def to_dict(self) -> dict[str, Any]:
         """Returns plain JSON values; `from_dict` takes them back."""
         return dataclasses.asdict(self)
@@ -75,13 +72,11 @@ class Resolved:
         )
 
 
-def load(settings: ModelSettings, weights: str | None, options: StorageOptions) -> Any:
+def load(settings: ModelSettings) -> Backbone:
     """Loads the model of the settings."""
-    from effnet_batch.models.weights import load_model
-
     return load_model(
         settings.model,
-        weights=weights,
+        weights=settings.weights,
         padding=settings.padding,
         bn_eps=settings.bn_eps,
         mean=settings.mean,
@@ -89,24 +84,21 @@ def load(settings: ModelSettings, weights: str | None, options: StorageOptions) 
         interpolation=settings.interpolation,
         image_size=settings.image_size,
         crop_pct=settings.crop_pct,
-        storage=options,
     )
 
 
-def resolve(config: EmbedConfig, options: StorageOptions) -> Resolved:
+def resolve(config: EmbedConfig) -> Resolved:
     """Resolves every ``auto`` for the machine that it runs on."""
-    from effnet_batch.models.engine import resolve_engine
-
     choice = resolve_engine(
         engine=config.engine.engine,
         device=config.engine.device,
         precision=config.engine.precision,
         batch_size=config.engine.batch_size,
     )
-    model = load(config.model, config.model.weights, options)
-    info = model.weights_info
+    info = load(config.model).weights_info
+    assert info is not None
     return Resolved(
-        weights=info.source,
+        weights=info.name,
         weights_sha256=info.sha256,
         architecture=info.architecture,
         padding=info.padding,
@@ -124,13 +116,12 @@ def resolve(config: EmbedConfig, options: StorageOptions) -> Resolved:
     )
 
 
-def resolve_on_worker(
-    config: EmbedConfig, options: StorageOptions, nodes: list[tuple[float, float]]
-) -> Resolved:
+def resolve_on_worker(config: EmbedConfig, nodes: list[tuple[float, float]]) -> Resolved:
     """Resolves on a node of the kind that will run the model: one with a GPU if there is one."""
     wants_gpu = config.engine.device != "cpu" and any(gpus for _, gpus in nodes)
     task = ray.remote(num_cpus=1, num_gpus=1 if wants_gpu else 0, max_retries=2)(resolve)
-    return ray.get(task.remote(config, options))
+    resolved: Resolved = ray.get(task.remote(config))
+    return resolved
 
 
 def _versions() -> dict[str, str]:

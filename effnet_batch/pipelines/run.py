@@ -14,7 +14,7 @@ import pyarrow as pa
 import ray
 import ray.exceptions
 
-from effnet_batch.config import JobConfig
+from effnet_batch.config import InputSettings, JobConfig, StorageSettings
 from effnet_batch.errors import (
     ConfigError,
     EffnetBatchError,
@@ -26,7 +26,15 @@ from effnet_batch.errors import (
 from effnet_batch.fingerprint import Fingerprint
 from effnet_batch.ledger import Ledger
 from effnet_batch.lock import OutputLock
-from effnet_batch.manifest import build_manifest, fetch_uris, has_manifest, write_manifest
+from effnet_batch.manifest import (
+    build_manifest,
+    fetch_uris,
+    has_manifest,
+    read_manifest,
+    summarize,
+    update_manifest,
+    write_manifest,
+)
 from effnet_batch.pipelines.pending import pending_sources
 from effnet_batch.pipelines.verify import Report, check, load_manifest, load_run
 from effnet_batch.sink import OutputPaths
@@ -119,7 +127,7 @@ class Run:
         self.storage = storage
         self.paths = paths
         self.reporter = reporter
-        self.run_id = _new_run_id()
+        self.run_id = new_run_id()
         self.manifest = pa.table({})
         self.pending = pa.table({})
         self.ledger = Ledger(storage, paths.data)
@@ -153,27 +161,37 @@ class Run:
             raise ConfigError(
                 f"{self.paths.root} holds the output of {previous.get('job')!r}, not {self.job!r}"
             )
-        if previous["input"] != self.input and not update:
+        if previous["input"] != canonical_uri(self.input) and not update:
             raise ConfigError(
-                f"{self.paths.root} was made from {previous['input']}, not {self.input}; "
+                f"{self.paths.root} was made from {previous['input']}, not {redact(self.input)}; "
                 f"use another output, or --update to take this input in as well"
             )
         return previous
 
     def _list_input(self, *, update: bool) -> None:
         self.reporter.message(f"listing {redact(self.input)}")
-        settings = self.config.input
+        settings = self.config.group(InputSettings)
         table = build_manifest(
             self.input,
             self.storage,
             kind=settings.kind,
-            image_column=settings.image_column,
             label_from=settings.label_from,
             limit=settings.limit,
             sample=settings.sample,
             seed=settings.seed,
+            exclude=self.paths.root,
         )
-        write_manifest(self.storage, self.paths.root, table, update=update)
+        if skipped := summarize(table).num_skipped_by_extension:
+            names = ", ".join(f"{count:,} {name or '(none)'}" for name, count in skipped.items())
+            self.reporter.message(f"not images, left out by extension: {names}")
+        if update and has_manifest(self.storage, self.paths.root):
+            changes = update_manifest(read_manifest(self.storage, self.paths.root), table)
+            self.reporter.message(
+                f"manifest: {changes.num_added:,} new, {changes.num_changed:,} changed, "
+                f"{changes.num_vanished:,} not listed any more"
+            )
+            table = changes.table
+        write_manifest(self.storage, self.paths.root, table)
 
     def _set_aside_unreadable(self) -> None:
         """Moves damaged parts out of the way; their sources are done again."""
@@ -203,7 +221,7 @@ class Run:
         groups = ("model", "engine", "output")
         return {
             name: value
-            for name, value in json.loads(json.dumps(self.config.to_flat())).items()
+            for name, value in json.loads(json.dumps(_redacted(self.config.to_flat()))).items()
             if self.config.settings()[name][0] in groups and name != "rows_per_part"
         }
 
@@ -217,8 +235,8 @@ class Run:
             fingerprint.check_same(self.previous["fingerprint_fields"], self.paths.root)
         self._record = {
             "job": self.job,
-            "input": redact(self.input),
-            "config": self.config.to_flat(),
+            "input": canonical_uri(self.input),
+            "config": _redacted(self.config.to_flat()),
             "requested": self._requested(),
             "resolved": resolved,
             "fingerprint": fingerprint.digest,
@@ -297,7 +315,7 @@ def open_run(
     storage.check_writable(root)
     if not _is_known_output(storage, root) or update:
         storage.check_readable(input)
-    run = Run(job, _canonical_input(input), config, storage, OutputPaths(root), reporter)
+    run = Run(job, input, config, storage, OutputPaths(root), reporter)
     with OutputLock(storage, run.paths.lock, run.run_id):
         run.prepare(update=update, retry=retry)
         try:
@@ -316,15 +334,16 @@ def open_run(
 
 def storage_options(config: JobConfig) -> StorageOptions:
     """Returns the storage room's options of a configuration."""
-    return StorageOptions(**dataclasses.asdict(config.storage))
+    return StorageOptions(**dataclasses.asdict(config.group(StorageSettings)))
+
+
+def _redacted(flat: dict[str, Any]) -> dict[str, Any]:
+    """Returns settings without the signature that a URL of weights may carry."""
+    return {name: redact(v) if isinstance(v, str) else v for name, v in flat.items()}
 
 
 def _is_known_output(storage: Storage, root: str) -> bool:
     return storage.exists(OutputPaths(root).run)
-
-
-def _canonical_input(input: str) -> str:
-    return canonical_uri(input)
 
 
 @contextlib.contextmanager
@@ -396,6 +415,7 @@ def _cause(error: ray.exceptions.RayError) -> EffnetBatchError:
     return JobError(f"a worker failed: {redact(named)}")
 
 
-def _new_run_id() -> str:
+def new_run_id() -> str:
+    """Returns a name for a run; names sort by time."""
     now = datetime.datetime.now(datetime.UTC)
     return f"{now:%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import ray
 import ray.data
+from ray._raylet import Config
 
 from effnet_batch.errors import ConfigError
 
@@ -57,6 +58,7 @@ def _use_own_token() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if "RAY_AUTH_MODE" not in os.environ:
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(16))
+        Config.initialize("")  # Ray read the mode when it was imported; it reads it again here
 
 
 def _quieten() -> None:
@@ -75,6 +77,6 @@ def cluster_cpus_and_gpus() -> list[tuple[float, float]]:
     """Returns the CPUs and GPUs of every live node."""
     return [
         (node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
-        for node in ray.nodes()
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
         if node["Alive"]
     ]

@@ -1,6 +1,5 @@
 """Proof that an output holds every source and every record exactly once."""
 
-import collections
 import dataclasses
 import json
 from typing import Any
@@ -14,7 +13,7 @@ from effnet_batch.ledger import Ledger, ids_from_hex
 from effnet_batch.manifest import read_manifest, source_version
 from effnet_batch.schema import STATUS_OK
 from effnet_batch.sink import OutputPaths
-from effnet_batch.storage import Storage
+from effnet_batch.storage import Storage, StorageOptions, canonical_uri
 
 _MAX_LISTED = 1_000
 
@@ -59,20 +58,22 @@ class Report:
         }
 
 
-def verify(output: str, storage: Storage, *, is_deep: bool = False) -> Report:
+def verify(output: str, *, is_deep: bool = False, **storage: Any) -> Report:
     """Checks an output from nothing but its files.
 
     Args:
-        output: canonical URI of the output.
-        storage: where it lies.
+        output: folder of the output.
         is_deep: also read every vector: present where the status is ok, of one width, finite.
+        **storage: settings of `StorageOptions`.
 
     Raises:
         InputError: there is no output of ours at this place.
     """
-    paths = OutputPaths(output)
-    ledger = Ledger.scan(storage, paths.data)
-    report = check(load_manifest(storage, paths), ledger, load_run(storage, paths))
+    room = Storage(StorageOptions(**storage))
+    paths = OutputPaths(canonical_uri(output))
+    run = load_run(room, paths)
+    ledger = Ledger.scan(room, paths.data)
+    report = check(load_manifest(room, paths), ledger, run)
     if is_deep:
         problems = (*report.problems, *_vector_problems(ledger))
         report = dataclasses.replace(report, problems=problems[:_MAX_LISTED])
@@ -162,12 +163,9 @@ def _problems(
     num_strangers = pc.sum(strangers).as_py() or 0
     if num_strangers:
         problems.append(f"records of {num_strangers} sources that the manifest does not have")
-    repeated = [
-        source
-        for source, n in collections.Counter(manifest["source_id"].to_pylist()).items()
-        if n > 1
-    ]
-    problems += [f"source {source} stands twice in the manifest" for source in repeated]
+    num_repeated = manifest.num_rows - pc.count_distinct(manifest["source_id"]).as_py()
+    if num_repeated:
+        problems.append(f"{num_repeated} sources stand more than once in the manifest")
     return problems[:_MAX_LISTED]
 
 

@@ -103,7 +103,7 @@ class StageClock:
     """Adds up the seconds that threads spend in each stage."""
 
     def __init__(self) -> None:
-        self.seconds: collections.Counter[str] = collections.Counter()
+        self.seconds: collections.defaultdict[str, float] = collections.defaultdict(float)
         self._lock = threading.Lock()
 
     @contextlib.contextmanager

@@ -226,7 +226,8 @@ def _ahead(chunks: Iterator[list[Item]]) -> Iterator[list[Item]]:
     def put(value: list[Item] | BaseException | None) -> None:
         while not stop.is_set():
             try:
-                return ready.put(value, timeout=0.1)
+                ready.put(value, timeout=0.1)
+                return
             except queue.Full:
                 continue
 
@@ -237,7 +238,7 @@ def _ahead(chunks: Iterator[list[Item]]) -> Iterator[list[Item]]:
                 if stop.is_set():
                     return
             put(None)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001  raised again by the reader
             put(error)
 
     thread = threading.Thread(target=work, name="read-ahead", daemon=True)

@@ -1,0 +1,43 @@
+"""A manifest on its own: list an input once, embed it as often as wanted."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from effnet_batch.config import ManifestConfig
+from effnet_batch.manifest import build_manifest, summarize, write_manifest_file
+from effnet_batch.pipelines.run import storage_options
+from effnet_batch.storage import Storage, canonical_uri
+
+
+def list_input(input: str, manifest: str, settings: Mapping[str, Any]) -> dict[str, object]:
+    """Lists an input into one Parquet file.
+
+    Args:
+        input: folder, glob, list or shard; local or remote.
+        manifest: where the file goes, local or remote; ends in ``.parquet``.
+        settings: flat settings of `config.ManifestConfig`.
+
+    Returns:
+        Counts for people, by name.
+
+    Raises:
+        ConfigError: wrong settings, or the input cannot be listed.
+    """
+    config = ManifestConfig.from_flat(dict(settings))
+    room = Storage(storage_options(config))
+    table = build_manifest(
+        input,
+        room,
+        kind=config.input.kind,
+        label_from=config.input.label_from,
+        limit=config.input.limit,
+        sample=config.input.sample,
+        seed=config.input.seed,
+    )
+    write_manifest_file(room, canonical_uri(manifest), table)
+    found = summarize(table)
+    return {
+        "sources": found.num_sources,
+        **{f"  {kind}": count for kind, count in found.num_by_kind.items()},
+        **{f"left out, {name}": n for name, n in found.num_skipped_by_extension.items()},
+    }

@@ -1,0 +1,225 @@
+"""Keeping an output: what it holds, fewer parts, erased sources."""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from effnet_batch.errors import InputError, RecordError
+from effnet_batch.ledger import Ledger
+from effnet_batch.lock import OutputLock
+from effnet_batch.manifest import read_manifest, write_manifest
+from effnet_batch.pipelines.run import new_run_id
+from effnet_batch.pipelines.verify import check, load_forgotten, load_manifest, load_run
+from effnet_batch.schema import STATUS_OK, source_id
+from effnet_batch.sink import OutputPaths, commit_part, part_bytes, read_metadata
+from effnet_batch.storage import Storage, StorageOptions, canonical_uri
+
+_FAILURE_COLUMNS = ("status", "error_message", "uri", "member")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Status:
+    """What `output_status` found."""
+
+    output: str
+    state: str
+    counts: dict[str, Any]
+    run: dict[str, Any]
+    num_parts: int
+    size_bytes: int
+    failures: list[tuple[str, str, str, str]]
+    """Status, error, URI and member of the first failed records."""
+
+    def facts(self) -> dict[str, object]:
+        """Returns what a person wants to know, in order."""
+        statuses = self.counts["records_by_status"]
+        seconds, records = self.run.get("seconds", 0), self.run["stages"].get("num_records", 0)
+        return {
+            "input": self.run["input"],
+            "sources": self.counts["num_sources"],
+            "  done": self.counts["num_done"],
+            "  failed": self.counts["num_failed"],
+            "  pending": self.counts["num_pending"],
+            "records": self.counts["num_records"],
+            **{f"  {name}": count for name, count in statuses.items()},
+            "superseded rows": self.counts["num_superseded"] or None,
+            "parts": self.num_parts,
+            "size": f"{self.size_bytes:,} bytes",
+            "model": f"{self.run['resolved']['architecture']} ({self.run['resolved']['weights']})",
+            "engine": " ".join(
+                str(self.run["resolved"]["engine"][name])
+                for name in ("engine", "precision", "device")
+            ),
+            "fingerprint": self.run["fingerprint"],
+            "latest run": self.run["run_id"],
+            "records/s": f"{records / seconds:.1f}" if seconds and records else None,
+        }
+
+
+def output_status(output: str, *, num_failures: int = 10, **storage: Any) -> Status:
+    """Counts what an output holds.
+
+    Args:
+        output: folder of the output.
+        num_failures: how many failed records to list.
+        **storage: settings of `StorageOptions`.
+
+    Raises:
+        InputError: there is no output of ours at this place.
+    """
+    room = Storage(StorageOptions(**storage))
+    paths = OutputPaths(canonical_uri(output))
+    run = load_run(room, paths)
+    ledger = Ledger.scan(room, paths.data)
+    report = check(load_manifest(room, paths), ledger, run)
+    return Status(
+        output=paths.root,
+        state=run["state"],
+        counts=report.counts(),
+        run=run,
+        num_parts=len(ledger.parts),
+        size_bytes=sum(part.size_bytes for part in ledger.parts),
+        failures=list(itertools.islice(_failures(ledger), num_failures)),
+    )
+
+
+def _failures(ledger: Ledger) -> Iterator[tuple[str, str, str, str]]:
+    if set(ledger.count_live_by_status()) <= {STATUS_OK}:
+        return
+    for table in ledger.live(_FAILURE_COLUMNS):
+        failed = table.filter(pc.not_equal(table["status"], STATUS_OK))
+        for row in failed.to_pylist():
+            status, message, uri, member = (str(row[name] or "") for name in _FAILURE_COLUMNS)
+            yield status, message, uri, member
+
+
+def compact(output: str, *, part_bytes: int = 256 << 20, **storage: Any) -> tuple[int, int]:
+    """Rewrites the live rows as fewer, larger parts; old parts are deleted only afterwards.
+
+    Killed at any moment it leaves an output of the same live rows.
+
+    Args:
+        output: folder of the output.
+        part_bytes: about how many bytes of rows, before compression, make a part.
+        **storage: settings of `StorageOptions`.
+
+    Returns:
+        The number of parts before and after.
+    """
+    room = Storage(StorageOptions(**storage))
+    paths = OutputPaths(canonical_uri(output))
+    run_id = new_run_id()
+    load_run(room, paths)
+    with OutputLock(room, paths.lock, run_id):
+        ledger = Ledger.scan(room, paths.data)
+        _check_readable(ledger)
+        old = [part.uri for part in ledger.parts]
+        new = []
+        for index, tables in enumerate(_gathered(ledger.live(), part_bytes)):
+            table = pa.concat_tables(tables)
+            uri = paths.part(run_id, index)
+            commit_part(room, uri, table, {**read_metadata(table.schema), "run_id": run_id})
+            new.append(uri)
+        room.delete_many(old)
+    return len(old), len(new)
+
+
+def _gathered(tables: Iterator[pa.Table], num_bytes: int) -> Iterator[list[pa.Table]]:
+    """Yields runs of tables of about ``num_bytes``."""
+    gathered: list[pa.Table] = []
+    for table in tables:
+        gathered.append(table)
+        if sum(one.nbytes for one in gathered) >= num_bytes:
+            yield gathered
+            gathered = []
+    if gathered:
+        yield gathered
+
+
+def _check_readable(ledger: Ledger) -> None:
+    if ledger.unreadable:
+        uri, why = next(iter(ledger.unreadable.items()))
+        raise InputError(
+            f"{len(ledger.unreadable)} parts cannot be read, such as {uri}: {why}; "
+            f"run the job again, which redoes them"
+        )
+
+
+def forget(output: str, uri_list: str, **storage: Any) -> dict[str, int]:
+    """Erases sources: their rows, their place in the manifest, and their way back.
+
+    Only their ids stay, so that a later `--update` does not take them in again; an id does not
+    give the URI away. Killed half-way, the same call finishes the work.
+
+    Args:
+        output: folder of the output.
+        uri_list: local path or URL of a text file, one URI per line.
+        **storage: settings of `StorageOptions`.
+
+    Returns:
+        Counts: sources asked for, erased from the manifest, rows erased, parts rewritten.
+    """
+    room = Storage(StorageOptions(**storage))
+    paths = OutputPaths(canonical_uri(output))
+    load_run(room, paths)
+    ids = [source_id(uri) for uri in _listed(room, uri_list)]
+    with OutputLock(room, paths.lock, new_run_id()):
+        known = set(load_forgotten(room, paths))
+        room.write(paths.forgotten, json.dumps(sorted(known | set(ids))).encode())
+        num_rows, num_parts = _erase_rows(room, paths, pa.array(ids, pa.string()))
+        manifest = read_manifest(room, paths.root)
+        is_kept = pc.invert(pc.is_in(manifest["source_id"], pa.array(ids, pa.string())))
+        kept = manifest.filter(is_kept)
+        if kept.num_rows < manifest.num_rows:
+            write_manifest(room, paths.root, kept)
+    return {
+        "sources asked for": len(ids),
+        "sources erased": manifest.num_rows - kept.num_rows,
+        "rows erased": num_rows,
+        "parts rewritten": num_parts,
+    }
+
+
+def _listed(room: Storage, uri_list: str) -> list[str]:
+    try:
+        text = room.read(canonical_uri(uri_list)).decode()
+    except RecordError as error:
+        raise InputError(f"cannot read the list of URIs: {error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{uri_list} is not UTF-8 text: {error}") from error
+    lines = (line.strip() for line in text.splitlines())
+    return [canonical_uri(line) for line in lines if line and not line.startswith("#")]
+
+
+def _erase_rows(room: Storage, paths: OutputPaths, ids: pa.Array) -> tuple[int, int]:
+    """Rewrites, under their own names, the parts that hold rows of these sources."""
+    num_rows = num_parts = 0
+    ledger = Ledger.scan(room, paths.data)
+    wanted = pa.array([bytes.fromhex(one) for one in ids.to_pylist()], pa.binary(16))
+    rows = ledger.rows
+    hit = rows.filter(pc.is_in(rows["source"], value_set=wanted))["part"].unique().to_pylist()
+    for uri in (ledger.parts[number].uri for number in hit):
+        table = pq.read_table(pa.BufferReader(room.read(uri)))
+        kept = table.filter(pc.invert(pc.is_in(table["source_id"], value_set=ids)))
+        num_rows += len(table) - len(kept)
+        num_parts += 1
+        if len(kept):
+            room.write(uri, part_bytes(kept, read_metadata(table.schema)))
+        else:
+            room.delete_many([uri])
+    return num_rows, num_parts
+
+
+def stored_run(output: str, **storage: Any) -> dict[str, Any]:
+    """Returns run.json of an output.
+
+    Raises:
+        InputError: there is no output of ours at this place.
+    """
+    return load_run(Storage(StorageOptions(**storage)), OutputPaths(canonical_uri(output)))

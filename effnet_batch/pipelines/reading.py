@@ -1,0 +1,74 @@
+"""Reading an output back: only live rows, only those that are ok."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from effnet_batch.errors import InputError
+from effnet_batch.ledger import Ledger
+from effnet_batch.sink import OutputPaths
+from effnet_batch.storage import Storage, StorageOptions, canonical_uri
+
+
+def read_embeddings(
+    output: str, *, columns: Sequence[str] | None = None, storage: StorageOptions | None = None
+) -> pa.Table:
+    """Reads the records of an output that are ok, each once.
+
+    Rows that a later attempt replaces are left out, which a plain Parquet reader would show.
+
+    Args:
+        output: the folder that `embed` wrote to.
+        columns: which columns, in this order; all when None.
+        storage: how storage is spoken to.
+
+    Returns:
+        A table of `schema.embeddings_schema`; `embedding_matrix` gives its vectors as an array.
+
+    Raises:
+        InputError: nothing is committed there.
+    """
+    room = Storage(storage or StorageOptions())
+    root = canonical_uri(output)
+    ledger = Ledger.scan(room, OutputPaths(root).data)
+    if not ledger.parts:
+        raise InputError(f"{root} holds no committed parts")
+    tables = list(ledger.live(columns, only_ok=True))
+    if tables:
+        return pa.concat_tables(tables)
+    return next(iter(ledger.live(columns))).slice(0, 0)
+
+
+def embedding_matrix(table: pa.Table, column: str = "embedding") -> npt.NDArray[np.floating]:
+    """Returns the vectors of a table as one array.
+
+    Args:
+        table: from `read_embeddings`; no vector may be null.
+        column: ``embedding`` or ``logits``.
+
+    Returns:
+        Array [N, D] of the stored number format; a view of the table's memory where the column is
+        of one chunk, which ``table.combine_chunks()`` sees to.
+
+    Raises:
+        ValueError: a vector is null, or their lengths differ.
+    """
+    vectors = table[column]
+    if vectors.null_count:
+        raise ValueError(f"{vectors.null_count} of {len(vectors)} vectors are null")
+    if not len(vectors):
+        return np.empty((0, 0), vectors.type.value_type.to_pandas_dtype())
+    array = vectors.chunk(0) if vectors.num_chunks == 1 else vectors.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):  # more than 2^31 values do not fit one list array
+        return np.concatenate([_matrix(chunk) for chunk in array.chunks])
+    return _matrix(array)
+
+
+def _matrix(array: pa.ListArray) -> npt.NDArray[np.floating]:
+    values = array.flatten().to_numpy(zero_copy_only=True)
+    lengths = np.diff(array.offsets.to_numpy())
+    if (lengths != lengths[0]).any():
+        raise ValueError(f"vectors of different lengths: {lengths.min()} to {lengths.max()}")
+    return values.reshape(len(array), lengths[0])
