@@ -4,6 +4,8 @@ safetensors first; a pickle is read by torch's ``weights_only`` unpickler, which
 plain containers and refuses everything else.
 """
 
+import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -85,11 +87,17 @@ def _load_pickle(path: Path, source: str, *, is_zip: bool) -> object:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except WeightsError:
         raise
+    except pickle.UnpicklingError as error:
+        # torch's own message advises to run the file; ours only names what it asked for.
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        held = f"{named[1]}, which is" if named else "something"
+        raise WeightsError(
+            f"weights {source} are no weights file, or hold {held} no tensor; nothing in it was "
+            "run. Save the bare state dict, best as safetensors"
+        ) from error
     except Exception as error:
         # A damaged pickle can raise nearly anything from inside the unpickler.
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise WeightsError(
-            f"weights {source} cannot be read: damaged, cut short, or holding other objects than "
-            f"tensors ({reason}); nothing in it was run. Save the bare state dict, best as "
-            "safetensors"
+            f"weights {source} are damaged or cut short ({reason}); nothing in it was run"
         ) from error

@@ -186,7 +186,12 @@ def _recipe(
 
 def _random_model(name: str, spec: str, overrides: Overrides) -> Backbone:
     """Returns a freshly initialised network; the same seed gives the same numbers."""
-    seed = int(spec.partition(":")[2] or 0)
+    _, _, digits = spec.partition(":")
+    if digits and not digits.isdecimal():
+        raise WeightsError(
+            f"weights {spec!r} must be {RANDOM} or {RANDOM}:SEED, SEED being 0 or more"
+        )
+    seed = int(digits or 0)
     image_size = ARCHITECTURES[name].resolution
     recipe = overrides.apply(
         Recipe(image_size=image_size, resize_size=resized_side(image_size, RANDOM_CROP_PCT))
