@@ -133,7 +133,8 @@ def _is_alive(pid: int, started: float) -> bool:
     try:
         process = psutil.Process(pid)
         # A killed process stays as a zombie until its parent looks at it.
-        return abs(process.create_time() - started) < 1 and process.status() != psutil.STATUS_ZOMBIE
+        is_same = abs(process.create_time() - started) < 1
+        return is_same and bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.Error:
         return False
 

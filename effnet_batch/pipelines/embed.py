@@ -10,9 +10,9 @@ from effnet_batch.config import EmbedConfig
 from effnet_batch.pipelines.embed_graphs import Placement, resolve_placement, run_graph
 from effnet_batch.pipelines.embed_workers import EmbedTask
 from effnet_batch.pipelines.pending import cut_units
-from effnet_batch.pipelines.progress import start_board
+from effnet_batch.pipelines.progress import Reporter, Silent, poll_board, start_board
 from effnet_batch.pipelines.resolve import Resolved, resolve_on_worker
-from effnet_batch.pipelines.run import Reporter, Run, RunSummary, Silent, open_run, poll_board
+from effnet_batch.pipelines.run import Run, RunSummary, open_run
 from effnet_batch.pipelines.session import cluster_cpus_and_gpus, ray_session
 
 _MAX_ROWS_PER_PART = 5_000
@@ -86,7 +86,7 @@ def _run(run: Run, config: EmbedConfig) -> None:
         placement = _bounded(placement, len(units))
         run.reporter.message(describe(resolved, placement))
         board = start_board()
-        with poll_board(board, run):
+        with poll_board(board, run.reporter, run.num_pending_records(), run.take_incomplete):
             for receipt in run_graph(iter(units), task, placement, board):
                 run.take(receipt)
 
@@ -104,7 +104,7 @@ def _rows_per_part(pending: pa.Table, config: EmbedConfig, placement: Placement)
     """Returns how many sources make a part: enough to be no crumb, few enough to lose little."""
     if config.output.rows_per_part is not None:
         return config.output.rows_per_part
-    share = -(-pending.num_rows // (placement.num_actors * _UNITS_PER_ACTOR))
+    share: int = -(-pending.num_rows // (placement.num_actors * _UNITS_PER_ACTOR))
     return max(_MIN_ROWS_PER_PART, min(_MAX_ROWS_PER_PART, share))
 
 

@@ -1,12 +1,14 @@
 """The Ray Data graphs of the embedding job, and where their pieces run."""
 
 import dataclasses
+import warnings
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import pyarrow as pa
 import ray
 import ray.data
+from ray.util.annotations import RayDeprecationWarning
 
 from effnet_batch.config import ClusterSettings
 from effnet_batch.errors import ConfigError
@@ -93,10 +95,15 @@ def run_graph(
     Raises:
         ray.exceptions.RayError: a worker raised or died too often.
     """
-    source = ray.data.from_arrow_refs([ray.put(unit) for unit in units])
+    refs: list[Any] = [ray.put(unit) for unit in units]
+    source = ray.data.from_arrow_refs(refs)
     graph = _fused if placement.mode == "fused" else _split
-    receipts = graph(source, task, placement, board)
+    with warnings.catch_warnings():
+        # Retries have no named parameter yet.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        receipts = graph(source, task, placement, board)
     for batch in receipts.iter_batches(batch_size=None, batch_format="pyarrow"):
+        assert isinstance(batch, pa.Table)
         yield from batch.to_pylist()
 
 
@@ -116,7 +123,7 @@ def _split(
     # Order is part of a re-execution repeating itself: parts are cut from consecutive rows.
     source.context.execution_options.preserve_order = True
     decoded = source.map_batches(
-        decode_unit,
+        cast("Any", decode_unit),
         fn_kwargs={"task": task, "board": board},
         batch_size=None,
         batch_format="pyarrow",
@@ -127,7 +134,7 @@ def _split(
         EncodeWorker, fn_constructor_kwargs={"task": task}, **_actors(placement)
     )
     return encoded.map_batches(
-        commit_rows,
+        cast("Any", commit_rows),
         fn_kwargs={"task": task},
         batch_size=task.rows_per_part,
         batch_format="pyarrow",

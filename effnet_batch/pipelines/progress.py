@@ -1,10 +1,51 @@
 """What workers tell the driver while they work. Nothing that must be right rests on it."""
 
 import collections
+import contextlib
 import dataclasses
-from typing import Any
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final, Protocol
 
 import ray
+import ray.exceptions
+
+_POLL_SECONDS: Final = 0.5
+
+
+class Reporter(Protocol):
+    """Is told what happens during a run."""
+
+    def message(self, text: str) -> None:
+        """Something worth knowing."""
+
+    def warning(self, text: str) -> None:
+        """Something to look at."""
+
+    def progress(
+        self,
+        *,
+        done: int,
+        failed: int,
+        total: int | None,
+        records_per_second: float | None,
+        eta_seconds: float | None,
+    ) -> None:
+        """How far this run is, in records; ``done`` leaves ``failed`` out."""
+
+
+class Silent:
+    """Reporter that says nothing."""
+
+    def message(self, text: str) -> None:
+        """Says nothing."""
+
+    def warning(self, text: str) -> None:
+        """Says nothing."""
+
+    def progress(self, **counts: float | None) -> None:
+        """Says nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,3 +99,62 @@ def start_board() -> Any:
     """Returns the handle of a board that lives with the run and needs no CPU of its own."""
     actor = ray.remote(num_cpus=0, max_restarts=-1)(ProgressBoard)
     return actor.remote()
+
+
+@contextlib.contextmanager
+def poll_board(
+    board: Any,
+    reporter: Reporter,
+    total: int | None,
+    on_incomplete: Callable[[tuple[tuple[str, str], ...]], None],
+) -> Iterator[None]:
+    """Passes the workers' counts on to the reporter, from a thread, while the run works.
+
+    Args:
+        board: handle of a `ProgressBoard`.
+        reporter: is told the counts twice a second.
+        total: records to come, or None while shards hide how many they hold.
+        on_incomplete: takes the shards that broke off in their middle, as URI and reason.
+    """
+    stop = threading.Event()
+    started = time.monotonic()
+    history: list[tuple[float, int]] = []
+
+    def poll() -> None:
+        while not stop.wait(_POLL_SECONDS):
+            try:
+                snapshot = ray.get(board.snapshot.remote(), timeout=5)
+            except ray.exceptions.RayError:
+                continue
+            on_incomplete(snapshot.incomplete)
+            now = time.monotonic() - started
+            history.append((now, snapshot.num_records))
+            del history[:-120]  # a minute
+            rate = _rate(history)
+            left = (
+                None if total is None or not rate else max(0, total - snapshot.num_records) / rate
+            )
+            reporter.progress(
+                done=snapshot.num_records - snapshot.num_failed,
+                failed=snapshot.num_failed,
+                total=total,
+                records_per_second=rate,
+                eta_seconds=left,
+            )
+
+    thread = threading.Thread(target=poll, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+        on_incomplete(ray.get(board.snapshot.remote(), timeout=30).incomplete)
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _rate(history: list[tuple[float, int]]) -> float | None:
+    """Returns records per second over the last minute, once there are any."""
+    worked = [point for point in history if point[1]]
+    if len(worked) < 2 or worked[-1][0] <= worked[0][0]:
+        return None
+    return (worked[-1][1] - worked[0][1]) / (worked[-1][0] - worked[0][0])

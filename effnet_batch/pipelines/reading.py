@@ -67,7 +67,7 @@ def embedding_matrix(table: pa.Table, column: str = "embedding") -> npt.NDArray[
 
 
 def _matrix(array: pa.ListArray) -> npt.NDArray[np.floating]:
-    values = array.flatten().to_numpy(zero_copy_only=True)
+    values: npt.NDArray[np.floating] = array.flatten().to_numpy(zero_copy_only=True)
     lengths = np.diff(array.offsets.to_numpy())
     if (lengths != lengths[0]).any():
         raise ValueError(f"vectors of different lengths: {lengths.min()} to {lengths.max()}")

@@ -5,10 +5,9 @@ import dataclasses
 import datetime
 import json
 import secrets
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import pyarrow as pa
 import ray
@@ -36,7 +35,9 @@ from effnet_batch.manifest import (
     write_manifest,
 )
 from effnet_batch.pipelines.pending import pending_sources
+from effnet_batch.pipelines.progress import Reporter
 from effnet_batch.pipelines.verify import Report, check, load_manifest, load_run
+from effnet_batch.schema import KIND_IMAGE
 from effnet_batch.sink import OutputPaths
 from effnet_batch.storage import Storage, StorageOptions, canonical_uri, join, redact
 
@@ -45,42 +46,6 @@ STATE_COMPLETE: Final = "complete"
 STATE_INCOMPLETE: Final = "incomplete"
 STATE_STOPPED: Final = "stopped"
 STATE_FAILED: Final = "failed"
-
-_POLL_SECONDS: Final = 0.5
-
-
-class Reporter(Protocol):
-    """Is told what happens during a run."""
-
-    def message(self, text: str) -> None:
-        """Something worth knowing."""
-
-    def warning(self, text: str) -> None:
-        """Something to look at."""
-
-    def progress(
-        self,
-        *,
-        done: int,
-        failed: int,
-        total: int | None,
-        records_per_second: float | None,
-        eta_seconds: float | None,
-    ) -> None:
-        """How far this run is, in records; ``done`` leaves ``failed`` out."""
-
-
-class Silent:
-    """Reporter that says nothing."""
-
-    def message(self, text: str) -> None:
-        """Says nothing."""
-
-    def warning(self, text: str) -> None:
-        """Says nothing."""
-
-    def progress(self, **counts: float | None) -> None:
-        """Says nothing."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -267,6 +232,15 @@ class Run:
         for name, value in receipt.items():
             self._receipts[name] = self._receipts.get(name, 0) + value
 
+    def take_incomplete(self, shards: tuple[tuple[str, str], ...]) -> None:
+        """Takes the shards that broke off in their middle, as URI and reason."""
+        self.incomplete = shards
+
+    def num_pending_records(self) -> int | None:
+        """Returns how many records are to come, or None while shards hide how many they hold."""
+        kinds = self.pending["kind"].unique().to_pylist()
+        return self.pending.num_rows if set(kinds) <= {KIND_IMAGE} else None
+
     def finish(self) -> RunSummary:
         """Proves the output and writes the final run.json."""
         seconds = time.monotonic() - self._started if self._record else 0.0
@@ -344,55 +318,6 @@ def _redacted(flat: dict[str, Any]) -> dict[str, Any]:
 
 def _is_known_output(storage: Storage, root: str) -> bool:
     return storage.exists(OutputPaths(root).run)
-
-
-@contextlib.contextmanager
-def poll_board(board: Any, run: Run) -> Iterator[None]:
-    """Passes the workers' counts on to the reporter, from a thread, while the run works."""
-    is_exact = all(kind == "image" for kind in run.pending["kind"].unique().to_pylist())
-    total = run.pending.num_rows if is_exact else None
-    stop = threading.Event()
-    started = time.monotonic()
-    history: list[tuple[float, int]] = []
-
-    def poll() -> None:
-        while not stop.wait(_POLL_SECONDS):
-            try:
-                snapshot = ray.get(board.snapshot.remote(), timeout=5)
-            except ray.exceptions.RayError:
-                continue
-            run.incomplete = snapshot.incomplete
-            now = time.monotonic() - started
-            history.append((now, snapshot.num_records))
-            del history[:-120]  # a minute
-            rate = _rate(history)
-            left = (
-                None if total is None or not rate else max(0, total - snapshot.num_records) / rate
-            )
-            run.reporter.progress(
-                done=snapshot.num_records - snapshot.num_failed,
-                failed=snapshot.num_failed,
-                total=total,
-                records_per_second=rate,
-                eta_seconds=left,
-            )
-
-    thread = threading.Thread(target=poll, name="progress", daemon=True)
-    thread.start()
-    try:
-        yield
-        run.incomplete = ray.get(board.snapshot.remote(), timeout=30).incomplete
-    finally:
-        stop.set()
-        thread.join()
-
-
-def _rate(history: list[tuple[float, int]]) -> float | None:
-    """Returns records per second over the last minute, once there are any."""
-    worked = [point for point in history if point[1]]
-    if len(worked) < 2 or worked[-1][0] <= worked[0][0]:
-        return None
-    return (worked[-1][1] - worked[0][1]) / (worked[-1][0] - worked[0][0])
 
 
 def _cause(error: ray.exceptions.RayError) -> EffnetBatchError:

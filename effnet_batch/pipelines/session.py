@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import ray
 import ray.data
-from ray._raylet import Config
+from ray._raylet import Config  # type: ignore[attr-defined]
 
 from effnet_batch.errors import ConfigError
 
