@@ -157,7 +157,8 @@ def _look(text: str, storage: Storage, kind: str | None, image_column: str | Non
     fetch_uri = text if is_signed else None
     info = ObjectInfo(uri)
     is_object = is_web
-    if not is_signed:
+    # A name that ends with a slash is a folder, even where an empty object marks it.
+    if not is_signed and path_of(uri).strip("/") and not path_of(uri).endswith("/"):
         try:
             info = storage.info(uri)
             is_object = True
@@ -258,7 +259,10 @@ def _resolve(entry: Entry, found: _Found, storage: Storage) -> tuple[str, bool]:
     if entry.kind is not None and entry.kind not in schema.KINDS:
         raise InputError(f"kind: got {entry.kind!r}, allowed: {', '.join(schema.KINDS)}")
     base = found.uri.rpartition("/")[0] or "/"
-    uri = canonical_uri(entry.text, base=base)
+    try:
+        uri = canonical_uri(entry.text, base=base)
+    except ValueError as error:  # such as a bracket left open in a URL
+        raise InputError(f"{entry.text[:_MAX_SHOWN_CHARS]!r} is no URI: {error}") from None
     scheme = scheme_of(uri)
     if scheme == LOCAL and scheme_of(found.uri) != LOCAL:
         raise InputError(

@@ -95,13 +95,12 @@ def read_entries(stream: BinaryIO, uri: str, form: str) -> Iterator[Entry]:
 
 def _read_lines(stream: BinaryIO, uri: str) -> Iterator[tuple[int, str | None]]:
     """Yields (number, line without its end); None for a line over the bound."""
+    chunk = stream.read(_CHUNK_BYTES)
+    if chunk.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise InputError(f"{uri}: is UTF-16; save the list as UTF-8")
+    chunk = chunk.removeprefix(b"\xef\xbb\xbf")
     rest, number, is_long = b"", 0, False
     while True:
-        chunk = stream.read(_CHUNK_BYTES)
-        if number == 0 and not rest:
-            if chunk.startswith((b"\xff\xfe", b"\xfe\xff")):
-                raise InputError(f"{uri}: is UTF-16; save the list as UTF-8")
-            chunk = chunk.removeprefix(b"\xef\xbb\xbf")
         # Without its last piece, which goes on in the next chunk.
         *lines, rest = (rest + chunk).split(b"\n")
         if not chunk and (rest or is_long):
@@ -117,6 +116,7 @@ def _read_lines(stream: BinaryIO, uri: str) -> Iterator[tuple[int, str | None]]:
             rest, is_long = b"", True
         if not chunk:
             return
+        chunk = stream.read(_CHUNK_BYTES)
 
 
 def _too_long(number: int) -> Entry:
