@@ -100,7 +100,7 @@ class FsspecBackend(Backend):
         page: list[ObjectInfo] = []
         try:
             for found in self._walk(root, recursive=recursive or glob is not None):
-                name = found["name"]
+                name = found["name"].lstrip("/")
                 if glob is not None and not glob.matches(name):
                     continue
                 page.append(_info(self._uri(name), found))
@@ -186,7 +186,7 @@ class FsspecBackend(Backend):
         return uri.removeprefix(f"{self._scheme}://")
 
     def _uri(self, name: str) -> str:
-        return f"{self._scheme}://{name.lstrip('/')}"
+        return f"{self._scheme}://{name}"
 
 
 def _info(uri: str, found: dict[str, Any]) -> ObjectInfo:

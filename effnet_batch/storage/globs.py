@@ -37,10 +37,10 @@ class Glob:
         """Tells whether anything below this folder can match, so that others are not walked."""
         names = folder.split("/")
         for index, name in enumerate(names):
+            if index < len(self._segments) and "**" in self._segments[index]:
+                return True
             if index >= len(self._segments) - 1:
                 return False
-            if "**" in self._segments[index]:
-                return True
             if not re.fullmatch(_translate(self._segments[index]), name):
                 return False
         return True

@@ -1,7 +1,6 @@
 """The local disk, and whatever is mounted into it."""
 
 import errno
-import fcntl
 import hashlib
 import logging
 import os
@@ -10,15 +9,13 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from typing import BinaryIO, Final
+from typing import BinaryIO
 
 from effnet_batch.errors import FetchError, OutageError, StorageError, TooLargeError
+from effnet_batch.storage.atomic import create_file, replace_file, replace_file_if
 from effnet_batch.storage.globs import Glob, has_wildcard
 from effnet_batch.storage.objects import Backend, Body, ObjectInfo, ReadRequest, Span
 from effnet_batch.storage.uris import canonical_uri, local_path
-
-TMP_FOLDER: Final = "_tmp"
-"""Where files are while they are written; see :func:`_tmp_folder`."""
 
 _PAGE_SIZE = 1000
 _CHUNK_BYTES = 8 << 20
@@ -31,11 +28,7 @@ _TRANSIENT = frozenset(
 
 
 class LocalBackend(Backend):
-    """Reads and writes files.
-
-    A write goes to a temporary file, is flushed to the disk (fsync) and renamed over its target,
-    so that a reader sees the old bytes or the new ones, and a crash leaves nothing half written.
-    """
+    """Reads and writes files."""
 
     def get(
         self, request: ReadRequest, *, span: Span | None = None, max_bytes: int | None = None
@@ -85,24 +78,15 @@ class LocalBackend(Backend):
 
     def write(self, uri: str, data: bytes) -> None:
         """Writes a temporary file and renames it to the target."""
-        path = local_path(uri)
         try:
-            temporary = _write_temporary(path, data)
-            os.replace(temporary, path)
-            _sync_folder(path)
+            replace_file(local_path(uri), data)
         except OSError as error:
             raise _write_error(error, uri) from None
 
     def create(self, uri: str, data: bytes) -> str | None:
-        """Creates a file exclusively: of several who try, one succeeds."""
-        path = local_path(uri)
+        """Creates a file exclusively and returns the hash of its content."""
         try:
-            temporary = _write_temporary(path, data)
-            try:
-                _link(temporary, path, data)
-            finally:
-                os.unlink(temporary)
-            _sync_folder(path)
+            create_file(local_path(uri), data)
         except FileExistsError:
             raise FileExistsError(f"{uri} exists already") from None
         except OSError as error:
@@ -110,28 +94,14 @@ class LocalBackend(Backend):
         return _version(data)
 
     def replace(self, uri: str, data: bytes, version: str) -> str:
-        """Replaces a file if the hash of its content is ``version``, one process at a time."""
-        path = local_path(uri)
+        """Replaces a file if the hash of its content is ``version``."""
         try:
-            temporary = _write_temporary(path, data)
-            with open(
-                f"{os.path.dirname(temporary)}/{os.path.basename(path)}.flock", "ab"
-            ) as guard:
-                fcntl.flock(guard, fcntl.LOCK_EX)
-                try:
-                    with open(path, "rb") as file:
-                        found = _version(file.read())
-                except FileNotFoundError:
-                    found = "none"
-                if found != version:
-                    os.unlink(temporary)
-                    raise FileExistsError(f"{uri} was changed by somebody else")
-                os.replace(temporary, path)
-            _sync_folder(path)
-        except FileExistsError:
-            raise
+            path = local_path(uri)
+            is_replaced = replace_file_if(path, data, lambda found: _version(found) == version)
         except OSError as error:
             raise _write_error(error, uri) from None
+        if not is_replaced:
+            raise FileExistsError(f"{uri} was changed by somebody else")
         return _version(data)
 
     def read_with_version(self, uri: str) -> tuple[bytes, str]:
@@ -274,58 +244,6 @@ def _listed(path: str) -> ObjectInfo:
 def _info(uri: str, result: os.stat_result) -> ObjectInfo:
     mtime = datetime.fromtimestamp(0, UTC) + timedelta(microseconds=result.st_mtime_ns // 1000)
     return ObjectInfo(uri, result.st_size, None, mtime)
-
-
-def _tmp_folder(path: str) -> str:
-    """Returns ``_tmp`` beside the target's folder if it is there, else inside that folder.
-
-    The first file of an output lies at its top and so makes ``OUTPUT/_tmp``; the parts in
-    ``OUTPUT/data`` then use it too, and ``data`` never holds anything but parts.
-    """
-    parent = os.path.dirname(path)
-    beside = os.path.join(os.path.dirname(parent), TMP_FOLDER)
-    return beside if os.path.isdir(beside) else os.path.join(parent, TMP_FOLDER)
-
-
-def _write_temporary(path: str, data: bytes) -> str:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    folder = _tmp_folder(path)
-    os.makedirs(folder, exist_ok=True)
-    # Names may be 255 bytes long; what we write ourselves is short.
-    temporary = os.path.join(folder, f"{os.path.basename(path)[:100]}.{secrets.token_hex(8)}")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
-    return temporary
-
-
-def _link(temporary: str, path: str, data: bytes) -> None:
-    try:
-        # Exclusive like O_EXCL, but nobody ever sees the file without its content.
-        os.link(temporary, path)
-    except OSError as error:
-        # Mounted buckets and FAT know no hard links.
-        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
-            raise
-        with open(path, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def _sync_folder(path: str) -> None:
-    # The rename itself must reach the disk as well.
-    descriptor = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _version(data: bytes) -> str:

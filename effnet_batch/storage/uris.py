@@ -32,7 +32,7 @@ _SIGNATURE = re.compile(
 _SIGNED = ("signature", "key-pair-id")
 _WITH_SIGNATURE = re.compile(r"expires|policy|security-token|hash-algorithm")
 _WITH_SAS = re.compile(
-    r"s[eprtvsi]|sip|srt|sdd|sk(oid|tid|t|e|s|v)|saoid|suoid|scid|ses|rsc[cdelt]"
+    r"s[eprtvsi]|spr|sip|srt|sdd|sk(oid|tid|t|e|s|v)|saoid|suoid|scid|ses|rsc[cdelt]"
 )
 _USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://([^/\s@'\"<>]+)@")
 _PARAMETER = re.compile(r"([?&;])([^=&?\s'\"<>]+)=([^&\s'\"<>]+)")

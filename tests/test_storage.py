@@ -1,0 +1,542 @@
+import hashlib
+import io
+import multiprocessing
+import os
+import pickle
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from effnet_batch.errors import (
+    ConfigError,
+    FetchError,
+    OutageError,
+    RecordError,
+    StorageError,
+    TooLargeError,
+)
+from effnet_batch.storage import ReadRequest, Storage, StorageOptions, canonical_uri, web
+from effnet_batch.storage.fsspec_backend import FsspecBackend
+from effnet_batch.storage.objects import Span
+from effnet_batch.storage.transport import RateLimiter
+
+
+@pytest.fixture
+def storage() -> Storage:
+    return Storage()
+
+
+def _names(storage: Storage, uri: str, *, recursive: bool = True) -> list[str]:
+    return [each.uri for page in storage.list(uri, recursive) for each in page]
+
+
+def _as_nobody(function: Callable[[], None]) -> None:
+    """Run in a process without root's permissions, and raise what it raises."""
+    receiver, sender = multiprocessing.Pipe()
+
+    def work() -> None:
+        if os.geteuid() == 0:
+            os.setgid(65534)
+            os.setuid(65534)
+        try:
+            function()
+            sender.send(None)
+        except (RecordError, StorageError) as error:
+            sender.send(error)
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    error = receiver.recv()
+    process.join()
+    if error is not None:
+        raise error
+
+
+# Reading from the disk
+
+
+def test_read_a_file_whole_in_part_and_bounded(storage: Storage, tmp_path: Path) -> None:
+    data = os.urandom(1000)
+    path = tmp_path / "a b#?%.jpg"
+    path.write_bytes(data)
+    os.utime(path, ns=(0, 1767323045_678901_999))
+    uri = canonical_uri(str(path))
+    assert storage.read(uri, max_bytes=1000) == data
+    with pytest.raises(TooLargeError, match="over the limit of 999"):
+        storage.read(uri, max_bytes=999)
+    assert storage.read_tails([uri, uri], 10) == [data[-10:]] * 2
+    assert storage.read_tails([uri], 5000) == [data]
+    with storage.open(uri) as file:
+        file.seek(-10, os.SEEK_END)
+        assert file.read() == data[-10:]
+    info = storage.info(uri)
+    assert (info.size_bytes, info.etag) == (1000, None)
+    assert info.mtime == datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
+
+
+def test_what_is_no_readable_file_is_a_record(storage: Storage, tmp_path: Path) -> None:
+    (tmp_path / "folder.jpg").mkdir()
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "broken.jpg").symlink_to(tmp_path / "gone")
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    (tmp_path / "good.jpg").write_bytes(b"good")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "socket.jpg"))
+    expected = {
+        str(tmp_path / "folder.jpg"): "IsADirectoryError",
+        str(tmp_path / "pipe.jpg"): "NotARegularFileError",
+        "/dev/zero": "NotARegularFileError",
+        str(tmp_path / "socket.jpg"): "OSError",
+        str(tmp_path / "broken.jpg"): "FileNotFoundError",
+        str(tmp_path / "loop.jpg"): "OSError",
+        str(tmp_path / "missing.jpg"): "FileNotFoundError",
+        str(tmp_path / "good.jpg" / "x"): "NotADirectoryError",
+        str(tmp_path / ("long" * 100)): "OSError",
+    }
+    requests = [ReadRequest(uri) for uri in (*expected, str(tmp_path / "good.jpg"))]
+    *errors, good = storage.read_many(requests)
+    assert good == b"good"
+    for (uri, error_type), error in zip(expected.items(), errors, strict=True):
+        assert isinstance(error, FetchError)
+        assert (error.error_type, error.is_transient) == (error_type, False), uri
+        assert uri in str(error)
+        with pytest.raises(FetchError) as caught:
+            storage.open(uri)
+        assert caught.value.error_type == error_type
+    listener.close()
+
+
+def test_no_permission_to_read(storage: Storage, tmp_path: Path) -> None:
+    path = tmp_path / "secret.jpg"
+    path.write_bytes(b"x")
+    path.chmod(0)
+    for folder in (tmp_path, *tmp_path.parents[:-2]):
+        folder.chmod(0o755)
+    with pytest.raises(FetchError) as caught:
+        _as_nobody(lambda: storage.read(str(path)) and None)
+    assert (caught.value.error_type, caught.value.is_transient) == ("PermissionError", False)
+    with pytest.raises(StorageError, match="no permission"):
+        _as_nobody(lambda: storage.check_readable(str(path)))
+    with pytest.raises(StorageError, match="no permission"):
+        _as_nobody(lambda: storage.check_writable(str(tmp_path)))
+
+
+def test_read_many_keeps_the_order(storage: Storage, tmp_path: Path) -> None:
+    for index in range(300):
+        (tmp_path / str(index)).write_bytes(str(index).encode())
+    requests = [ReadRequest(str(tmp_path / str(index))) for index in reversed(range(301))]
+    results = storage.read_many(requests)
+    assert isinstance(results[0], FetchError)
+    assert results[1:] == [str(index).encode() for index in reversed(range(300))]
+    assert storage.read_many([]) == []
+
+
+def test_the_first_outage_ends_a_read_of_many(tmp_path: Path) -> None:
+    with pytest.raises(OutageError, match="no AWS credentials"):
+        Storage().read_many([ReadRequest(f"s3://bucket/{index}") for index in range(50)])
+
+
+# Listing the disk
+
+
+def test_list_a_folder(storage: Storage, tmp_path: Path) -> None:
+    for name in ("b/2.jpg", "b/10.jpg", "a.jpg", "b/c/d.jpg", "é.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"12345")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "outside").symlink_to("/etc")
+    (tmp_path / "link.jpg").symlink_to("a.jpg")
+    (tmp_path / "broken.jpg").symlink_to("gone")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jpg")).write_bytes(b"")
+    top = str(tmp_path)
+    odd = canonical_uri(top + os.fsdecode(b"/\xff.jpg"))
+    expected = ["a.jpg", "b/10.jpg", "b/2.jpg", "b/c/d.jpg", "broken.jpg", "link.jpg", "é.jpg"]
+    assert _names(storage, top) == [*(f"{top}/{name}" for name in expected), odd]
+    assert odd.startswith("file:///")
+    assert storage.read(odd) == b""
+    assert _names(storage, top, recursive=False) == [
+        *(f"{top}/{name}" for name in ("a.jpg", "broken.jpg", "link.jpg", "é.jpg")),
+        odd,
+    ]
+    assert _names(storage, f"{top}/a.jpg") == [f"{top}/a.jpg"]
+    assert _names(storage, f"{top}/nothing") == []
+    infos = {each.uri: each for page in storage.list(top) for each in page}
+    assert infos[f"{top}/link.jpg"].size_bytes == 5
+    assert infos[f"{top}/broken.jpg"].size_bytes is None
+    assert infos[f"{top}/a.jpg"] == storage.info(f"{top}/a.jpg")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("*.jpg", ["a.jpg", "b.jpg"]),
+        ("**/*.jpg", ["a.jpg", "b.jpg", "x/a.jpg", "x/y/a.jpg", "x[1]/a.jpg"]),
+        ("**", ["a.jpg", "b.jpg", "x/a.jpg", "x/a.png", "x/y/a.jpg", "x[1]/a.jpg"]),
+        ("x/**/a.jpg", ["x/a.jpg", "x/y/a.jpg"]),
+        ("*/a.*", ["x/a.jpg", "x/a.png", "x[1]/a.jpg"]),
+        ("?.jpg", ["a.jpg", "b.jpg"]),
+        ("[!a].jpg", ["b.jpg"]),
+        ("[a-b].jpg", ["a.jpg", "b.jpg"]),
+        ("x[1]", ["x[1]/a.jpg"]),
+        ("x/*", ["x/a.jpg", "x/a.png"]),
+        ("*.gif", []),
+    ],
+)
+def test_globs(storage: Storage, tmp_path: Path, pattern: str, expected: list[str]) -> None:
+    for name in ("a.jpg", "b.jpg", "x/a.jpg", "x/a.png", "x/y/a.jpg", "x[1]/a.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    names = _names(storage, f"{tmp_path}/{pattern}")
+    assert sorted(names) == [f"{tmp_path}/{name}" for name in expected]
+
+
+def test_a_glob_that_is_none(storage: Storage, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not a glob"):
+        _names(storage, f"{tmp_path}/[z-a].jpg")
+
+
+def test_pages_are_bounded(storage: Storage, tmp_path: Path) -> None:
+    for index in range(2001):
+        (tmp_path / str(index)).touch()
+    assert [len(page) for page in storage.list(str(tmp_path))] == [1000, 1000, 1]
+
+
+# Writing to the disk
+
+
+def test_write_replaces_whole_files(storage: Storage, tmp_path: Path) -> None:
+    uri = f"{tmp_path}/out/run.json"
+    storage.write(uri, b"one")
+    storage.write(uri, b"two")
+    assert storage.read(uri) == b"two"
+    storage.write(f"{tmp_path}/out/data/part-1.parquet", b"part")
+    # Readers of `data` see nothing but parts, and the user's folder above nothing at all.
+    assert os.listdir(tmp_path / "out" / "data") == ["part-1.parquet"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["_tmp", "data", "run.json"]
+    assert os.listdir(tmp_path / "out" / "_tmp") == []
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_write_that_fails_is_an_outage_and_leaves_nothing(
+    storage: Storage, tmp_path: Path
+) -> None:
+    (tmp_path / "target").mkdir()
+    with pytest.raises(OutageError, match="cannot write"):
+        storage.write(f"{tmp_path}/target", b"x")
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OutageError, match="part of the path is a file"):
+        storage.write(f"{tmp_path}/file/x/y", b"x")
+    assert list((tmp_path / "_tmp").iterdir()) == []
+
+
+def test_one_of_many_creates(storage: Storage, tmp_path: Path) -> None:
+    uri = f"{tmp_path}/_lock.json"
+    barrier = threading.Barrier(8)
+
+    def create(index: int) -> str | None:
+        barrier.wait()
+        try:
+            return storage.create(uri, f"owner {index}".encode())
+        except FileExistsError:
+            return None
+
+    with ThreadPoolExecutor(8) as pool:
+        versions = list(pool.map(create, range(8)))
+    winners = [index for index, version in enumerate(versions) if version is not None]
+    assert len(winners) == 1
+    assert storage.read_with_version(uri) == (
+        f"owner {winners[0]}".encode(),
+        versions[winners[0]],
+    )
+
+
+def test_replace_loses_no_update(storage: Storage, tmp_path: Path) -> None:
+    uri = f"{tmp_path}/counter"
+    storage.create(uri, b"0")
+
+    def increment(_: int) -> None:
+        while True:
+            data, version = storage.read_with_version(uri)
+            try:
+                storage.replace(uri, str(int(data) + 1).encode(), version)
+            except FileExistsError:
+                continue
+            return
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(increment, range(40)))
+    assert storage.read(uri) == b"40"
+    storage.delete_many([uri, f"{tmp_path}/never-there"])
+    assert not storage.exists(uri)
+    with pytest.raises(FileExistsError):
+        storage.replace(uri, b"x", hashlib.sha256(b"40").hexdigest())
+
+
+def test_checks_of_folders(storage: Storage, tmp_path: Path) -> None:
+    storage.check_writable(f"{tmp_path}/new/folder")
+    assert os.listdir(tmp_path / "new" / "folder") == []
+    storage.check_readable(f"{tmp_path}/new")
+    storage.check_readable(f"{tmp_path}/new/*.jpg")
+    with pytest.raises(StorageError, match="does not exist"):
+        storage.check_readable(f"{tmp_path}/missing")
+    with pytest.raises(StorageError, match="does not exist"):
+        storage.check_readable(f"{tmp_path}/missing/*.jpg")
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="is a file"):
+        storage.check_writable(f"{tmp_path}/file")
+    with pytest.raises(StorageError, match="cannot write into /proc"):
+        storage.check_writable("/proc/nothing")
+
+
+# What all storage shares
+
+
+def test_storage_pickles_as_its_options(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "sentinel-secret")
+    storage = Storage(StorageOptions(requester_pays=True, num_attempts=1))
+    with pytest.raises(OutageError):
+        storage.read("s3://bucket/key")
+    pickled = pickle.dumps(storage)
+    assert b"sentinel" not in pickled
+    assert pickle.loads(pickled).options == storage.options
+
+
+def test_options_are_checked() -> None:
+    with pytest.raises(ValueError, match="num_attempts must be 1 or more, got 0"):
+        StorageOptions(num_attempts=0)
+    with pytest.raises(ValueError, match="max_requests_per_second must be above 0"):
+        StorageOptions(max_requests_per_second=0)
+
+
+def test_rate_limiter_spreads_what_is_over_the_rate() -> None:
+    now = 0.0
+    waits: list[float] = []
+    limiter = RateLimiter(4, clock=lambda: now, sleep=waits.append)
+    for _ in range(4):
+        limiter.wait()
+    assert waits == []
+    for _ in range(3):  # all at the same moment: each waits a quarter of a second more
+        limiter.wait()
+    assert waits == [0.25, 0.5, 0.75]
+    now = 100.0  # a long pause saves up one second's worth, no more
+    waits.clear()
+    for _ in range(5):
+        limiter.wait()
+    assert waits == [0.25]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "package", "extra"), [("gs", "gcsfs", "gcs"), ("az", "adlfs", "azure")]
+)
+def test_a_missing_package_names_its_extra(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch, scheme: str, package: str, extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(StorageError, match=rf"effnet-batch\[{extra}\]"):
+        storage.read(f"{scheme}://bucket/key")
+
+
+def test_filesystems_of_fsspec() -> None:
+    fs = fsspec.filesystem("memory", skip_instance_cache=True)
+    fs.store = {}
+    fs.pseudo_dirs = [""]
+    backend = FsspecBackend("gs", fs)
+    assert backend.create("gs://b/a/1.jpg", b"one") is not None
+    with pytest.raises(FileExistsError):
+        backend.create("gs://b/a/1.jpg", b"two")
+    backend.write("gs://b/a/b/2.jpg", b"0123456789")
+    request = ReadRequest("gs://b/a/b/2.jpg")
+    assert backend.get(request).data == b"0123456789"
+    assert backend.get(request, span=Span(2, 5)).data == b"234"
+    assert backend.get(request, span=Span(-3)).data == b"789"
+    with pytest.raises(TooLargeError):
+        backend.get(request, max_bytes=9)
+    with pytest.raises(FetchError) as caught:
+        backend.get(ReadRequest("gs://b/none"))
+    assert (caught.value.error_type, caught.value.is_transient) == ("FileNotFoundError", False)
+
+    def names(uri: str, *, recursive: bool = True) -> list[str]:
+        pages = backend.list_pages(uri, recursive=recursive)
+        return [each.uri for page in pages for each in page]
+
+    assert names("gs://b/a") == ["gs://b/a/1.jpg", "gs://b/a/b/2.jpg"]
+    assert names("gs://b/a", recursive=False) == ["gs://b/a/1.jpg"]
+    assert names("gs://b/**/2.*") == ["gs://b/a/b/2.jpg"]
+    assert names("gs://b/none") == []
+    data, version = backend.read_with_version("gs://b/a/1.jpg")
+    backend.replace("gs://b/a/1.jpg", data + b"!", version)
+    with pytest.raises(FileExistsError):
+        backend.replace("gs://b/a/1.jpg", b"", version)
+    backend.check_writable("gs://b/new")
+    backend.check_readable("gs://b/a/*.jpg")
+    with pytest.raises(StorageError, match="does not exist"):
+        backend.check_readable("gs://none/at/all")
+    backend.delete_many(["gs://b/a/1.jpg", "gs://b/a/1.jpg"])
+    assert names("gs://b/a") == ["gs://b/a/b/2.jpg"]
+
+
+# Web servers
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    seen: list[tuple[str, str | None]]
+
+    def do_GET(self) -> None:
+        self.seen.append((self.path, self.headers["Host"]))
+        path = self.path.partition("?")[0]
+        if path.startswith("/to/"):
+            self._answer(302, b"", Location=self.path.removeprefix("/to/"))
+        elif path == "/loop":
+            self._answer(302, b"", Location="/loop")
+        elif path == "/endless":
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            try:
+                while True:
+                    self.wfile.write(b"10000\r\n" + bytes(1 << 16) + b"\r\n")
+            except OSError:
+                self.close_connection = True
+        elif path.startswith("/status/"):
+            self._answer(int(path.rpartition("/")[2]), b"no")
+        else:
+            self._answer(200, path.encode() * 100, ETag='"v1"')
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def _answer(self, status: int, data: bytes, **headers: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[ThreadingHTTPServer]:
+    handler = type("Handler", (_Handler,), {"seen": []})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def _error(result: bytes | RecordError) -> tuple[str, bool]:
+    assert isinstance(result, FetchError)
+    return result.error_type, result.is_transient
+
+
+def test_read_from_a_web_server(server: ThreadingHTTPServer) -> None:
+    storage = Storage(StorageOptions(allow_private_hosts=True, num_attempts=1))
+    top = f"http://127.0.0.1:{server.server_port}"
+    assert storage.read(f"{top}/a%20b.jpg?x=%2F") == b"/a%20b.jpg" * 100
+    assert server.RequestHandlerClass.seen == [  # type: ignore[attr-defined]
+        ("/a%20b.jpg?x=%2F", f"127.0.0.1:{server.server_port}")
+    ]
+    assert storage.read(f"{top}/to//a.jpg") == b"/a.jpg" * 100
+    assert storage.read_tails([f"{top}/a.jpg"], 5) == [b"a.jpg"]
+    assert (storage.info(f"{top}/a.jpg").etag, storage.info(f"{top}/a.jpg").size_bytes) == (
+        "v1",
+        600,
+    )
+    assert isinstance(storage.open(f"{top}/a.jpg"), io.BufferedReader)
+    storage.check_readable(f"{top}/a.jpg")
+    statuses = {
+        404: ("FileNotFoundError", False),
+        410: ("FileNotFoundError", False),
+        403: ("PermissionError", True),
+        412: ("SourceChanged", False),
+        500: ("HTTPError", True),
+    }
+    results = storage.read_many([ReadRequest(f"{top}/status/{status}") for status in statuses])
+    assert [_error(result) for result in results] == list(statuses.values())
+    (loop,) = storage.read_many([ReadRequest(f"{top}/loop")])
+    assert _error(loop) == ("TooManyRedirectsError", False)
+    (endless,) = storage.read_many([ReadRequest(f"{top}/endless")], max_bytes=1 << 20)
+    assert isinstance(endless, TooLargeError)
+    with pytest.raises(StorageError, match="cannot be written"):
+        storage.write(f"{top}/a.jpg", b"")
+
+
+def test_a_signed_url_is_fetched_but_never_shown(server: ThreadingHTTPServer) -> None:
+    storage = Storage(StorageOptions(allow_private_hosts=True, num_attempts=1))
+    top = f"http://127.0.0.1:{server.server_port}"
+    requests = [
+        ReadRequest(f"{top}{path}", f"{top}{path}?X-Amz-Signature=hush")
+        for path in ("/a", "/status/404")
+    ]
+    good, bad = storage.read_many(requests)
+    assert good == b"/a" * 100
+    assert server.RequestHandlerClass.seen[0][0] in (  # type: ignore[attr-defined]
+        "/a?X-Amz-Signature=hush",
+        "/status/404?X-Amz-Signature=hush",
+    )
+    assert f"{top}/status/404" in str(bad)
+    assert "hush" not in str(bad)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "2130706433", "0x7f.1", "0"])
+def test_private_hosts_need_a_flag(server: ThreadingHTTPServer, host: str) -> None:
+    storage = Storage(StorageOptions(num_attempts=1))
+    (error,) = storage.read_many([ReadRequest(f"http://{host}:{server.server_port}/a")])
+    assert _error(error) == ("RefusedHostError", False)
+    assert "--allow-private-hosts" in str(error)
+    assert server.RequestHandlerClass.seen == []  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "location",
+    ["http://169.254.169.254/latest/meta-data/", "file:///etc/passwd", "http://me@127.0.0.1/a"],
+)
+def test_redirects_pass_the_same_guard(
+    server: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch, location: str
+) -> None:
+    monkeypatch.setattr(web, "is_public", lambda address: address == "127.0.0.1")
+    storage = Storage(StorageOptions(num_attempts=1, num_connections=2))
+    top = f"http://127.0.0.1:{server.server_port}"
+    (error,) = storage.read_many([ReadRequest(f"{top}/to/{location}")])
+    assert _error(error) == ("RefusedHostError", False)
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("93.184.216.34", True),
+        ("2606:2800:220:1::1", True),
+        ("10.0.0.1", False),
+        ("172.16.0.1", False),
+        ("192.168.1.1", False),
+        ("100.64.0.1", False),
+        ("169.254.169.254", False),
+        ("168.63.129.16", False),
+        ("0.0.0.0", False),
+        ("224.0.0.1", False),
+        ("::1", False),
+        ("fe80::1%eth0", False),
+        ("fd00:ec2::254", False),
+        ("::ffff:127.0.0.1", False),
+        ("64:ff9b::7f00:1", False),
+        ("2002:7f00:1::", False),
+    ],
+)
+def test_is_public(address: str, expected: bool) -> None:
+    assert web.is_public(address) is expected
