@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from effnet_batch.config import ManifestConfig
-from effnet_batch.manifest import build_manifest, summarize, write_manifest_file
+from effnet_batch.manifest import build_manifest, save_manifest, summarize
 from effnet_batch.pipelines.run import storage_options
 from effnet_batch.storage import Storage, canonical_uri
 
@@ -34,7 +34,7 @@ def list_input(input: str, manifest: str, settings: Mapping[str, Any]) -> dict[s
         sample=config.input.sample,
         seed=config.input.seed,
     )
-    write_manifest_file(room, canonical_uri(manifest), table)
+    save_manifest(room, canonical_uri(manifest), table)
     found = summarize(table)
     return {
         "sources": found.num_sources,

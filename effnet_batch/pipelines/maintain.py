@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from effnet_batch.errors import InputError, RecordError
 from effnet_batch.ledger import Ledger
 from effnet_batch.lock import OutputLock
-from effnet_batch.manifest import read_manifest, write_manifest
+from effnet_batch.manifest import read_manifest, replace_manifest
 from effnet_batch.pipelines.run import new_run_id
 from effnet_batch.pipelines.verify import check, load_forgotten, load_manifest, load_run
 from effnet_batch.schema import STATUS_OK, source_id
@@ -177,7 +177,7 @@ def forget(output: str, uri_list: str, **storage: Any) -> dict[str, int]:
         is_kept = pc.invert(pc.is_in(manifest["source_id"], pa.array(ids, pa.string())))
         kept = manifest.filter(is_kept)
         if kept.num_rows < manifest.num_rows:
-            write_manifest(room, paths.root, kept)
+            replace_manifest(room, paths.root, kept)
     return {
         "sources asked for": len(ids),
         "sources erased": manifest.num_rows - kept.num_rows,

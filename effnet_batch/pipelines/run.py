@@ -29,9 +29,7 @@ from effnet_batch.manifest import (
     build_manifest,
     fetch_uris,
     has_manifest,
-    read_manifest,
     summarize,
-    update_manifest,
     write_manifest,
 )
 from effnet_batch.pipelines.pending import pending_sources
@@ -149,14 +147,12 @@ class Run:
         if skipped := summarize(table).num_skipped_by_extension:
             names = ", ".join(f"{count:,} {name or '(none)'}" for name, count in skipped.items())
             self.reporter.message(f"not images, left out by extension: {names}")
-        if update and has_manifest(self.storage, self.paths.root):
-            changes = update_manifest(read_manifest(self.storage, self.paths.root), table)
+        changes = write_manifest(self.storage, self.paths.root, table, update=update)
+        if update:
             self.reporter.message(
                 f"manifest: {changes.num_added:,} new, {changes.num_changed:,} changed, "
                 f"{changes.num_vanished:,} not listed any more"
             )
-            table = changes.table
-        write_manifest(self.storage, self.paths.root, table)
 
     def _set_aside_unreadable(self) -> None:
         """Moves damaged parts out of the way; their sources are done again."""
