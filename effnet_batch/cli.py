@@ -1,3 +1,4 @@
+# ruff: noqa: D301  click reads \b in a docstring as "keep these lines as they are"
 """The command ``effnet-batch``. Heavy libraries are imported by the commands that need them."""
 
 import functools
@@ -22,7 +23,7 @@ EXIT_INTERRUPTED = 130
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="effnet-batch")
 def main() -> None:
-    r"""Batch jobs with EfficientNet on Ray: images in object storage to vectors in Parquet.
+    """Batch jobs with EfficientNet on Ray: images in object storage to vectors in Parquet.
 
     \b
     effnet-batch embed s3://bucket/images s3://bucket/embeddings --model efficientnet_b0
@@ -67,7 +68,7 @@ def _interrupt(*_: object) -> NoReturn:
 @click.option("--update", is_flag=True, help="List INPUT again; take in what is new or changed.")
 @_command
 def embed(input: str, output: str, update: bool, settings: dict[str, Any], console: Console) -> int:
-    r"""Embed every image of INPUT and write the vectors to OUTPUT.
+    """Embed every image of INPUT and write the vectors to OUTPUT.
 
     INPUT is a folder, glob, list of URIs, manifest, tar, zip or Parquet shard; local or s3://,
     gs://, az://, https://. Run it again to finish what an earlier run left.
@@ -91,7 +92,7 @@ def embed(input: str, output: str, update: bool, settings: dict[str, Any], conso
 @storage_flags
 @_command
 def retry(output: str, statuses: str, storage: dict[str, Any], console: Console) -> int:
-    r"""Do the failed records of some statuses again.
+    """Do the failed records of some statuses again.
 
     \b
     effnet-batch retry embeddings/ --status decode_error,too_large
@@ -158,7 +159,7 @@ def _conclude(summary: Any, max_failures: float, console: Console) -> int:
 @storage_flags
 @_command
 def verify(output: str, deep: bool, storage: dict[str, Any], console: Console) -> int:
-    r"""Prove that OUTPUT holds every source and record exactly once.
+    """Prove that OUTPUT holds every source and record exactly once.
 
     Exits with 1 and lists what is missing when it does not.
 
@@ -187,7 +188,7 @@ def verify(output: str, deep: bool, storage: dict[str, Any], console: Console) -
 @storage_flags
 @_command
 def status(output: str, failures: int, storage: dict[str, Any], console: Console) -> None:
-    r"""Show what OUTPUT holds: counts, failures by kind, throughput.
+    """Show what OUTPUT holds: counts, failures by kind, throughput.
 
     \b
     effnet-batch status embeddings/ --failures 50
@@ -208,7 +209,7 @@ def status(output: str, failures: int, storage: dict[str, Any], console: Console
 @storage_flags
 @_command
 def compact(output: str, part_bytes: int, storage: dict[str, Any], console: Console) -> None:
-    r"""Rewrite the parts of OUTPUT as fewer, larger ones without superseded rows.
+    """Rewrite the parts of OUTPUT as fewer, larger ones without superseded rows.
 
     \b
     effnet-batch compact embeddings/
@@ -225,7 +226,7 @@ def compact(output: str, part_bytes: int, storage: dict[str, Any], console: Cons
 @storage_flags
 @_command
 def forget(output: str, uri_list: str, storage: dict[str, Any], console: Console) -> None:
-    r"""Erase sources and everything derived from them from OUTPUT, for good.
+    """Erase sources and everything derived from them from OUTPUT, for good.
 
     \b
     effnet-batch forget embeddings/ --uri-list deletion-requests.txt
@@ -242,7 +243,7 @@ def forget(output: str, uri_list: str, storage: dict[str, Any], console: Console
 @config_options("manifest")
 @_command
 def manifest(input: str, manifest: str, settings: dict[str, Any], console: Console) -> None:
-    r"""List INPUT once into a Parquet file that `embed` takes as its INPUT.
+    """List INPUT once into a Parquet file that `embed` takes as its INPUT.
 
     \b
     effnet-batch manifest s3://bucket/images images.manifest.parquet
@@ -270,7 +271,7 @@ def models(
     no_measure: bool,
     console: Console,
 ) -> None:
-    r"""List the models and their published weights, or measure a scaled model.
+    """List the models and their published weights, or measure a scaled model.
 
     \b
     effnet-batch models
