@@ -306,11 +306,11 @@ def _no_response(error: Exception, target: Target, uri: str) -> FetchError:
     match error:
         case NameResolutionError():
             kind, what = "NameResolutionError", f"the name of {server} cannot be resolved"
-        case ConnectTimeoutError():
-            kind, what = "ConnectTimeoutError", f"{server} does not answer"
         case NewConnectionError():
             reason = getattr(error.__cause__, "strerror", None) or "no connection"
             kind, what = "ConnectionError", f"cannot connect to {server}: {reason}"
+        case ConnectTimeoutError():
+            kind, what = "ConnectTimeoutError", f"{server} does not answer"
         case SSLError():
             kind, what = "SSLError", f"no trusted connection to {server}: {error}"
         case ReadTimeoutError():

@@ -51,7 +51,7 @@ _HIDDEN = "***"
 def scheme_of(uri: str) -> str:
     """Returns the scheme of a canonical URI; ``file`` for a local path."""
     match = _SCHEME.match(uri)
-    return match[1] if match else LOCAL
+    return match[1].lower() if match else LOCAL
 
 
 def canonical_uri(text: str, *, base: str | None = None) -> str:
