@@ -316,6 +316,8 @@ def test_a_manifest_file_is_an_input_and_its_rows_are_used_as_they_are(
     assert build_manifest(path, storage).equals(table)
     assert build_manifest(path, storage, limit=3).equals(table.slice(0, 3))
     assert build_manifest(path, storage, kind="parquet")["uri"].to_pylist() == [path]
+    with pytest.raises(InputError, match=r"must end in \.parquet"):
+        save_manifest(storage, str(folder.parent / "m.manifest"), table)
 
 
 def test_a_tar_of_the_wrong_name_is_what_kind_says(tmp_path: Path, storage: Storage) -> None:

@@ -7,6 +7,7 @@ import pytest
 import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from s3_server import S3Server
 from shard_files import (
     COMPRESSIONS,
     IMAGES,
@@ -20,6 +21,8 @@ from shard_files import (
 )
 
 from effnet_batch.errors import FetchError, OutageError
+from effnet_batch.shards import iter_members
+from effnet_batch.storage import Storage
 
 
 @pytest.mark.parametrize("kind", ["tar", "zip"])
@@ -170,3 +173,25 @@ def test_any_damage_gives_records_and_a_count(kind: str, data: st.DataObject) ->
 def test_unknown_kinds_are_refused() -> None:
     with pytest.raises(ValueError, match="image"):
         read("image", b"")
+
+
+def test_shards_are_read_from_s3_in_few_requests(s3: S3Server, s3_prefix: str) -> None:
+    noise = [(f"{i}.jpg", random.Random(i).randbytes(60_000)) for i in range(400)]
+    rows = [{"bytes": data, "path": name} for name, data in noise]
+    shards = {
+        "tar": make_tar(noise),
+        "zip": make_zip(noise, zipfile.ZIP_STORED),
+        "parquet": make_parquet(hf_table(rows), 100),
+    }
+    storage = Storage()
+    for kind, data in shards.items():
+        uri = f"{s3_prefix}shard.{kind}"
+        storage.write(uri, data)
+        mark = s3.access_log.mark()
+        with storage.open(uri) as stream:
+            members = list(
+                iter_members(kind, uri, stream, is_wanted=lambda *_: True, max_bytes=1 << 20)
+            )
+        assert [(m.name, m.data) for m in members] == noise, kind
+        # 24 MB in blocks of 8 MiB; of each of four row groups the names, too.
+        assert sum(s3.access_log.gets(since=mark).values()) <= 12, kind

@@ -77,3 +77,11 @@ def test_zip_crc_is_checked() -> None:
     members = read("zip", data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
     assert whats(members)[2] == ("0002.jpg", "decode_error")
     assert zlib.crc32(members[3].data or b"") == zlib.crc32(IMAGES[3][1])
+
+
+def test_zip_entries_without_a_name_are_no_members() -> None:
+    data = make_zip([("aaaa.jpg", b"1"), ("bbbb.jpg", b"2")])
+    entry = data.rindex(b"aaaa.jpg") - 46
+    # The name becomes a comment, so that the next entry stays where it is.
+    nameless = data[: entry + 28] + struct.pack("<HHH", 0, 0, 8) + data[entry + 34 :]
+    assert whats(read("zip", nameless)) == [("bbbb.jpg", "ok")]

@@ -127,7 +127,13 @@ def update_manifest(old: pa.Table, new: pa.Table) -> ManifestUpdate:
 
 
 def save_manifest(storage: Storage, uri: str, table: pa.Table) -> None:
-    """Writes a manifest as one Parquet file that can be the input of any job."""
+    """Writes a manifest as one Parquet file that can be the input of any job.
+
+    Raises:
+        InputError: ``uri`` does not end in ``.parquet``, so it would not be known as a manifest.
+    """
+    if not uri.lower().endswith(".parquet"):
+        raise InputError(f"{uri}: a manifest's name must end in .parquet")
     storage.write(uri, _encode(table))
 
 

@@ -40,6 +40,8 @@ _READERS: Final[dict[str, Callable[[Source, Census, int], _Items]]] = {
     schema.KIND_TAR: iter_tar,
     schema.KIND_ZIP: iter_zip,
 }
+_SURPRISES: Final = (ArithmeticError, LookupError, OSError, RuntimeError, ValueError)
+"""What format libraries let slip on damage that they did not foresee."""
 
 
 def iter_members(
@@ -107,8 +109,11 @@ def _with_damage(items: _Items, source: Source, census: Census) -> _Items:
         # A failed read is no damage, whatever a format library made of it on the way up.
         if source.failure is not None:
             raise source.failure from None
-        if not isinstance(error, RecordError):
+        if not isinstance(error, (RecordError, *_SURPRISES)):
             raise
+        if not isinstance(error, RecordError):
+            what = f"{type(error).__name__}: {error}"
+            error = DecodeError(f"{source.uri}: what follows cannot be read: {what}")
         yield census.rest(error)
         return
     if not census.num_members:

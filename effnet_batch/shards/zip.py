@@ -51,7 +51,7 @@ def iter_zip(source: Source, census: Census, max_bytes: int) -> Iterator[Member 
     for info in archive.infolist():
         name = _name(info)
         file_type = stat.S_IFMT(info.external_attr >> 16)
-        if info.is_dir() or file_type not in (0, stat.S_IFREG) or not is_image_name(name):
+        if file_type not in (0, stat.S_IFREG) or not is_image_name(name):
             continue
         if info.file_size <= max_bytes:
             # Declared sizes count, wanted or not: a rerun must stop at the same member.
