@@ -11,6 +11,7 @@ import click
 
 from effnet_batch import __version__
 from effnet_batch.cli_console import Console, format_duration, format_size
+from effnet_batch.cli_noise import quiet_stderr
 from effnet_batch.cli_options import config_options, storage_flags
 
 EXIT_COMPLETE = 0
@@ -43,7 +44,7 @@ def _command(function: Callable[..., int | None]) -> Callable[..., None]:
         signal.signal(signal.SIGTERM, _interrupt)
         from effnet_batch.errors import ConfigError, EffnetBatchError
 
-        with Console() as console:
+        with quiet_stderr() as stream, Console(stream=stream) as console:
             try:
                 code = function(*args, console=console, **kwargs)
             except KeyboardInterrupt:

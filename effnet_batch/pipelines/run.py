@@ -17,10 +17,12 @@ from effnet_batch.config import InputSettings, JobConfig, StorageSettings
 from effnet_batch.errors import (
     ConfigError,
     EffnetBatchError,
+    FetchError,
     JobError,
     OutageError,
     PoisonError,
     RecordError,
+    StorageError,
 )
 from effnet_batch.fingerprint import Fingerprint
 from effnet_batch.ledger import Ledger
@@ -44,6 +46,9 @@ STATE_COMPLETE: Final = "complete"
 STATE_INCOMPLETE: Final = "incomplete"
 STATE_STOPPED: Final = "stopped"
 STATE_FAILED: Final = "failed"
+
+_MAX_CHECKED: Final = 10_000
+_MAX_PLACES: Final = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,6 +116,7 @@ class Run:
         redo = self.ledger.sources_with_status(retry) if retry else None
         pending = pending_sources(self.manifest, self.ledger, redo=redo)
         self.pending = self._with_fetch_uris(pending)
+        self._check_sources()
         done = self.manifest.num_rows - pending.num_rows
         self.reporter.message(
             f"{self.manifest.num_rows:,} sources, {done:,} done, {pending.num_rows:,} to do"
@@ -171,6 +177,25 @@ class Run:
         urls = [signed.get(key) for key in pending["source_id"].to_pylist()] if signed else None
         column = pa.array(urls or [None] * pending.num_rows, pa.string())
         return pending.append_column("fetch_uri", column)
+
+    def _check_sources(self) -> None:
+        """Touches one pending source of every bucket or host, before any cluster is started.
+
+        Raises:
+            StorageError: a bucket is missing or refuses us, or a host does not answer.
+        """
+        firsts: dict[str, str] = {}
+        for uri in self.pending["uri"].slice(0, _MAX_CHECKED).to_pylist():
+            if "://" in uri:
+                firsts.setdefault("/".join(uri.split("/", 3)[:3]), uri)
+        places = list(firsts.values())[:_MAX_PLACES]
+        try:
+            results = self.storage.read_tails(places, 1)
+        except OutageError as error:
+            raise StorageError(str(error)) from error
+        for result in results:
+            if isinstance(result, FetchError) and result.is_transient:
+                raise StorageError(f"the first source cannot be read: {result}")
 
     def stored_resolution(self) -> dict[str, Any] | None:
         """Returns what an earlier run resolved, when it was asked for the same numbers."""

@@ -1,0 +1,34 @@
+import subprocess
+import sys
+
+SCRIPT = """
+import os, subprocess, sys
+from effnet_batch.cli_noise import quiet_stderr
+with quiet_stderr() as stream:
+    os.write(2, b"[2026-01-02 03:04:05,678 E 12 34] core_worker.cc:1: noise\\n")
+    os.write(2, b"[W] a plain line\\n")
+    print("from python", file=sys.stderr)
+    subprocess.run(["sh", "-c", "echo from a child >&2"], check=True)
+    stream.write("console\\n")
+print("afterwards", file=sys.stderr)
+"""
+
+
+def test_only_the_native_log_lines_are_left_out():
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True
+    )
+    assert sorted(done.stderr.splitlines()) == [
+        "[W] a plain line",
+        "afterwards",
+        "console",
+        "from a child",
+        "from python",
+    ]
+
+
+def test_a_traceback_still_reaches_the_user():
+    script = SCRIPT.replace('stream.write("console\\n")', "raise KeyError('lost')")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "KeyError: 'lost'"
