@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Iterator
 
 import efficientnet_pytorch
 import pytest
@@ -22,6 +23,16 @@ from effnet_batch.models.scaling import (
     round_filters,
     round_repeats,
 )
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small inputs on shared cores: a second thread costs more than it brings."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
 
 # variant: parameters, without classifier, GMACs, embedding, side of the last map, blocks, keys
 PUBLISHED = {

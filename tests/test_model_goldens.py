@@ -1,6 +1,7 @@
 """Forward passes against logits that timm and torchvision computed (goldens/)."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,15 @@ from effnet_batch.models.fitting import fit
 from effnet_batch.models.keys import layout_keys
 
 GOLDENS = json.loads(Path(__file__).with_name("goldens").joinpath("model_logits.json").read_text())
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small inputs on shared cores: a second thread costs more than it brings."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def _efficientnet_modules(model: EfficientNet, layout: str) -> dict[str, str]:
 
 def possible_layouts(model: Backbone) -> dict[str, str]:
     """Returns the key of the first convolution in each layout that the network exists in."""
-    first = next(iter(model.state_dict()))
+    first = next(key for key in model.state_dict() if not key.startswith("fc."))
     found = {}
     for layout in (TIMM, LUKEMELAS, TORCHVISION, CANONICAL):
         try:
@@ -179,12 +179,12 @@ def to_canonical(
         WeightsError: no known layout, or keys missing or left over.
     """
     layouts = possible_layouts(model)
-    found = {
+    found = [
         (layout, key[: -len(first)])
         for layout, first in layouts.items()
         for key in state
         if (key == first or key.endswith(f".{first}")) and _is_wrapping(key[: -len(first)])
-    }
+    ]
     if not found:
         raise WeightsError(
             f"{source} is no {type(model).__name__} in a known layout: none of "

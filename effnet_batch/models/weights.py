@@ -20,6 +20,7 @@ from effnet_batch.models.recipe import PADDINGS, Overrides, Recipe, resized_side
 from effnet_batch.models.registry import DEFAULTS, REGISTRY, PublishedWeights, find_by_sha256
 from effnet_batch.models.timm_config import class_names_from_config, recipe_from_config
 from effnet_batch.models.weights_file import WeightsFile, local_weights, parse_hub_spec
+from effnet_batch.storage import Storage, redact
 
 RANDOM: Final = "random"
 """Asks for initial values instead of weights; ``random`` is ``random:0``."""
@@ -37,6 +38,7 @@ def load_model(
     interpolation: str | None = None,
     image_size: int | None = None,
     crop_pct: float | None = None,
+    storage: Storage | None = None,
 ) -> Backbone:
     """Builds a network with weights, ready to run in evaluation mode.
 
@@ -54,6 +56,7 @@ def load_model(
         interpolation: resize kernel, one of `preprocess.INTERPOLATIONS`.
         image_size: side of the input in pixels.
         crop_pct: image size as a share of the resized short side.
+        storage: reads URLs; with default options if None.
 
     Returns:
         The network on the CPU in float32, with ``weights_info`` set.
@@ -71,19 +74,23 @@ def load_model(
         image_size=image_size,
         crop_pct=crop_pct,
     )
-    return _load(name, weights, overrides)
+    return _load(name, weights, overrides, storage or Storage())
 
 
 def resolve_weights(
-    name: str, weights: str | None = None, overrides: Overrides | None = None
+    name: str,
+    weights: str | None = None,
+    overrides: Overrides | None = None,
+    *,
+    storage: Storage | None = None,
 ) -> WeightsInfo:
     """Returns what `load_model` would record, for fingerprints; raises what it raises."""
-    info = _load(name, weights, overrides or Overrides()).weights_info
+    info = _load(name, weights, overrides or Overrides(), storage or Storage()).weights_info
     assert info is not None
     return info
 
 
-def _load(name: str, weights: str | None, overrides: Overrides) -> Backbone:
+def _load(name: str, weights: str | None, overrides: Overrides, storage: Storage) -> Backbone:
     name = canonical_name(name)
     spec = weights or DEFAULTS[name]
     try:
@@ -92,10 +99,10 @@ def _load(name: str, weights: str | None, overrides: Overrides) -> Backbone:
         entry = REGISTRY.get(spec)
         if entry is None and "://" not in spec and not spec.startswith("package:"):
             _check_exists(spec)
-        with local_weights(entry.source if entry else spec) as file:
+        with local_weights(entry.source if entry else spec, storage) as file:
             return _load_file(name, file, entry or _recognise(spec, file), overrides)
     except ValueError as error:
-        raise ConfigError(f"weights {spec} for {name}: {error}") from error
+        raise ConfigError(redact(f"weights {spec} for {name}: {error}")) from error
 
 
 def _check_exists(path: str) -> None:

@@ -11,10 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-import fsspec
-
-from effnet_batch.errors import WeightsError
+from effnet_batch.errors import FetchError, OutageError, WeightsError
 from effnet_batch.models.checkpoint import MAX_WEIGHTS_BYTES
+from effnet_batch.storage import Storage, canonical_uri, local_path, scheme_of, split_signature
 
 HUB_FILES: Final = ("model.safetensors", "pytorch_model.bin")
 """What a hub repository is searched for, in this order, when no file is named."""
@@ -47,12 +46,13 @@ class WeightsFile:
 
 
 @contextlib.contextmanager
-def local_weights(spec: str) -> Iterator[WeightsFile]:
+def local_weights(spec: str, storage: Storage) -> Iterator[WeightsFile]:
     """Yields the file that a path, URL, ``hf://`` or ``package:`` specification names.
 
     Args:
         spec: ``/a/b.safetensors``, ``s3://bucket/b.pth``, ``hf://owner/repo[@revision][:file]``
             or one of `PACKAGES`.
+        storage: reads URLs.
 
     Raises:
         WeightsError: there is no such file, it cannot be fetched, or a package is not installed.
@@ -60,41 +60,49 @@ def local_weights(spec: str) -> Iterator[WeightsFile]:
     if spec.startswith("package:"):
         path = _package_file(spec)
         yield WeightsFile(path, spec, _sha256(path, spec), None)
-    elif spec.startswith("hf://"):
+        return
+    if spec.startswith("hf://"):
         path, config = _hub_file(spec)
         yield WeightsFile(path, spec, _sha256(path, spec), config)
-    elif "://" in spec:
-        with tempfile.TemporaryDirectory(prefix="effnet-batch-weights-") as folder:
-            path = Path(folder, "weights")
-            _download(spec, path)
-            yield WeightsFile(path, spec, _sha256(path, spec), None)
-    else:
-        path = Path(spec).expanduser()
-        if path.is_dir():
-            found = [path / name for name in HUB_FILES if (path / name).is_file()]
-            if not found:
-                raise WeightsError(f"folder {spec} holds none of {', '.join(HUB_FILES)}")
-            path = found[0]
-        if not path.is_file():
-            raise WeightsError(f"there are no weights at {spec}")
-        config = _read_config(path.parent / "config.json")
-        yield WeightsFile(path, spec, _sha256(path, spec), config)
+        return
+    uri = canonical_uri(spec)
+    if scheme_of(uri) == "file":
+        path = _file_in(Path(local_path(uri)), spec)
+        yield WeightsFile(path, uri, _sha256(path, spec), _read_config(path.parent / "config.json"))
+        return
+    with tempfile.TemporaryDirectory(prefix="effnet-batch-weights-") as folder:
+        path = Path(folder, "weights")
+        _, is_signed = split_signature(spec)
+        _download(storage, uri, spec if is_signed else None, path)
+        yield WeightsFile(path, uri, _sha256(path, uri), None)
 
 
-def _download(spec: str, path: Path) -> None:
+def _file_in(path: Path, spec: str) -> Path:
+    """Returns the path, or the file of weights in the folder at this path."""
+    if path.is_dir():
+        found = [path / name for name in HUB_FILES if (path / name).is_file()]
+        if not found:
+            raise WeightsError(f"folder {spec} holds none of {', '.join(HUB_FILES)}")
+        return found[0]
+    if not path.is_file():
+        raise WeightsError(f"there are no weights at {spec}")
+    return path
+
+
+def _download(storage: Storage, uri: str, fetch_uri: str | None, path: Path) -> None:
     """Copies a remote file to ``path``, in pieces and never more than `MAX_WEIGHTS_BYTES`."""
     size_bytes = 0
     try:
-        with fsspec.open(spec, "rb") as remote, path.open("wb") as file:
+        with storage.open(uri, fetch_uri=fetch_uri) as remote, path.open("wb") as file:
             while chunk := remote.read(_CHUNK_BYTES):
                 size_bytes += len(chunk)
                 if size_bytes > MAX_WEIGHTS_BYTES:
                     raise WeightsError(
-                        f"weights {spec} have more bytes than the {MAX_WEIGHTS_BYTES} allowed"
+                        f"weights {uri} have more bytes than the {MAX_WEIGHTS_BYTES} allowed"
                     )
                 file.write(chunk)
-    except OSError as error:
-        raise WeightsError(f"cannot fetch weights {spec}: {error}") from error
+    except (FetchError, OutageError) as error:
+        raise WeightsError(f"cannot fetch weights {uri}: {error}") from error
 
 
 def _package_file(spec: str) -> Path:
