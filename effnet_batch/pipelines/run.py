@@ -194,7 +194,12 @@ class Run:
         except OutageError as error:
             raise StorageError(str(error)) from error
         for result in results:
-            if isinstance(result, FetchError) and result.is_transient:
+            # One forbidden object is a record; that its bucket answers is what matters here.
+            if (
+                isinstance(result, FetchError)
+                and result.is_transient
+                and result.error_type != "PermissionError"
+            ):
                 raise StorageError(f"the first source cannot be read: {result}")
 
     def stored_resolution(self) -> dict[str, Any] | None:
