@@ -167,7 +167,7 @@ def build_worker_engine(task: EmbedTask, *, num_streams: int) -> Engine:
         FingerprintError: the weights on this node are not those of the run.
     """
     torch.set_num_threads(1)
-    model = load(task.config.model)
+    model = load(task.config)
     assert model.weights_info is not None
     found = model.weights_info.sha256
     if found != task.resolved.weights_sha256:

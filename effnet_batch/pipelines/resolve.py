@@ -7,12 +7,14 @@ from typing import Any
 
 import ray
 
-from effnet_batch.config import EmbedConfig, ModelSettings
+from effnet_batch.config import EmbedConfig
 from effnet_batch.fingerprint import Fingerprint
 from effnet_batch.media.preprocess import Preprocessing
 from effnet_batch.models.backbone import Backbone
 from effnet_batch.models.engine import EngineChoice, resolve_engine
 from effnet_batch.models.weights import load_model
+from effnet_batch.pipelines.run import storage_options
+from effnet_batch.storage import Storage
 
 _PACKAGES = ("effnet-batch", "torch", "openvino", "ray", "pyarrow", "pillow", "numpy")
 
@@ -72,8 +74,9 @@ class Resolved:
         )
 
 
-def load(settings: ModelSettings) -> Backbone:
-    """Loads the model of the settings."""
+def load(config: EmbedConfig) -> Backbone:
+    """Loads the model of the settings; weights behind a URL come as the job's other objects do."""
+    settings = config.model
     return load_model(
         settings.model,
         weights=settings.weights,
@@ -84,6 +87,7 @@ def load(settings: ModelSettings) -> Backbone:
         interpolation=settings.interpolation,
         image_size=settings.image_size,
         crop_pct=settings.crop_pct,
+        storage=Storage(storage_options(config)),
     )
 
 
@@ -95,7 +99,7 @@ def resolve(config: EmbedConfig) -> Resolved:
         precision=config.engine.precision,
         batch_size=config.engine.batch_size,
     )
-    info = load(config.model).weights_info
+    info = load(config).weights_info
     assert info is not None
     return Resolved(
         weights=info.name,
