@@ -1,22 +1,17 @@
-import http.client
 import os
 import pickle
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing import get_context
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 from s3_server import READER_ACCESS_KEY, READER_SECRET_KEY, S3Server
 
 from effnet_batch.errors import FetchError, OutageError, RecordError, StorageError, TooLargeError
-from effnet_batch.storage import ReadRequest, Storage, StorageOptions, join, transport
+from effnet_batch.storage import ReadRequest, Storage, StorageOptions, join
 from effnet_batch.storage.objects import ObjectInfo
 
 
@@ -368,166 +363,3 @@ def test_other_processes_open_connections_of_their_own(
     with get_context(method).Pool(1) as pool:
         assert pool.apply(_read_in_child, (storage, uri)) == b"y"
         assert pool.apply(storage.read_many, ([ReadRequest(uri)] * 3,)) == [b"y"] * 3
-
-
-# A network that fails: a proxy in front of the real server
-
-
-@dataclass
-class _Fault:
-    """An answer in place of the server's; ``cut`` sends the real one but only half of its body."""
-
-    status: int = 0
-    code: str = ""
-    cut: bool = False
-    method: str = "GET"
-
-
-@dataclass
-class _Proxy:
-    faults: list[_Fault] = field(default_factory=list)
-    seen: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
-
-
-@pytest.fixture
-def proxy(s3: S3Server, s3_prefix: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[_Proxy]:
-    monkeypatch.setattr(transport, "FIRST_PAUSE_SECONDS", 0.001)
-    monkeypatch.setattr(transport, "FIRST_THROTTLED_PAUSE_SECONDS", 0.001)
-    state = _Proxy()
-    upstream = urlsplit(s3.endpoint_url)
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def handle_any(self) -> None:
-            headers = {name.lower(): value for name, value in self.headers.items()}
-            state.seen.append((self.command, self.path, headers))
-            body = self.rfile.read(int(headers.get("content-length", "0")))
-            fault = next((each for each in state.faults if each.method == self.command), None)
-            if fault is not None:
-                state.faults.remove(fault)
-                if not fault.cut:
-                    data = f"<Error><Code>{fault.code}</Code></Error>".encode()
-                    data = data if fault.status >= 400 else b""
-                    self.answer(fault.status, {"Content-Length": str(len(data))}, data)
-                    return
-            connection = http.client.HTTPConnection(upstream.hostname or "", upstream.port)
-            connection.putrequest(
-                self.command, self.path, skip_host=True, skip_accept_encoding=True
-            )
-            for name, value in self.headers.items():
-                connection.putheader(name, value)
-            connection.endheaders(body)
-            response = connection.getresponse()
-            data = response.read()
-            kept = dict(response.getheaders())
-            if fault is not None:
-                data = data[: len(data) // 2]
-                self.close_connection = True
-            self.answer(response.status, kept, data)
-            connection.close()
-
-        do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = handle_any  # noqa: N815
-
-        def answer(self, status: int, headers: dict[str, str], data: bytes) -> None:
-            self.send_response_only(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(data if self.command != "HEAD" else b"")
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-        yield state
-        server.shutdown()
-        thread.join()
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [
-        _Fault(503, "SlowDown"),
-        _Fault(500, "InternalError"),
-        _Fault(400, "RequestTimeout"),
-        _Fault(429, ""),
-        _Fault(cut=True),
-    ],
-)
-def test_transient_errors_are_retried(
-    s3: S3Server, s3_prefix: str, proxy: _Proxy, fault: _Fault
-) -> None:
-    uri = s3.put(f"{_key(s3_prefix)}a.jpg", b"0123456789")
-    storage = Storage(StorageOptions(num_attempts=3))
-    proxy.faults = [fault, fault]
-    assert storage.read_many([ReadRequest(uri)]) == [b"0123456789"]
-    assert len(proxy.seen) == 3
-    proxy.faults = [fault] * 3
-    (error,) = storage.read_many([ReadRequest(uri)])
-    assert isinstance(error, FetchError)
-    assert error.is_transient
-    assert error.error_type == (fault.code or ("ConnectionError" if fault.cut else "HTTPError"))
-    assert len(proxy.seen) == 6
-
-
-def test_writes_are_retried(s3: S3Server, s3_prefix: str, proxy: _Proxy) -> None:
-    storage = Storage(StorageOptions(num_attempts=3))
-    proxy.faults = [_Fault(503, "SlowDown", method="PUT")]
-    storage.write(f"{s3_prefix}a", b"x")
-    assert s3.get(f"{_key(s3_prefix)}a") == b"x"
-    # The answer to the first attempt is lost; the second finds what the first has made.
-    proxy.faults = [_Fault(503, "SlowDown", method="PUT")]
-    s3.put(f"{_key(s3_prefix)}lock", b"me")
-    assert storage.create(f"{s3_prefix}lock", b"me") is not None
-    proxy.faults = [_Fault(503, "SlowDown", method="PUT")]
-    with pytest.raises(FileExistsError):
-        storage.create(f"{s3_prefix}lock", b"you")
-
-
-def test_forbidden_objects_and_forbidden_buckets_differ(
-    s3: S3Server, s3_prefix: str, proxy: _Proxy
-) -> None:
-    uri = s3.put(f"{_key(s3_prefix)}a.jpg", b"x")
-    storage = Storage(StorageOptions(num_connections=1))
-    proxy.faults = [_Fault(403, "AccessDenied")] * 3
-    results = storage.read_many([ReadRequest(uri)] * 4)
-    assert [_error(each) for each in results[:3]] == [("PermissionError", True)] * 3
-    assert results[3] == b"x"
-    # The bucket itself was asked once, when nothing had been read from it yet.
-    assert [method for method, *_ in proxy.seen].count("HEAD") == 1
-    storage = Storage(StorageOptions(num_connections=1, num_attempts=1))
-    proxy.faults = [_Fault(403, "AccessDenied"), _Fault(403, method="HEAD")]
-    with pytest.raises(OutageError, match="no permission; the credentials need s3:GetObject"):
-        storage.read(uri)
-
-
-def test_options_that_travel_in_headers(s3: S3Server, s3_prefix: str, proxy: _Proxy) -> None:
-    uri = s3.put(f"{_key(s3_prefix)}a.jpg", b"x")
-    storage = Storage(StorageOptions(requester_pays=True, kms_key_id="key-1", num_attempts=1))
-    assert storage.read(uri) == b"x"
-    list(storage.list(s3_prefix))
-    proxy.faults = [_Fault(200, method="PUT")]
-    storage.write(uri, b"y")
-    assert [headers.get("x-amz-request-payer") for *_, headers in proxy.seen] == ["requester"] * 3
-    written = proxy.seen[-1][2]
-    assert written["x-amz-server-side-encryption"] == "aws:kms"
-    assert written["x-amz-server-side-encryption-aws-kms-key-id"] == "key-1"
-
-
-def test_anonymous_requests_are_not_signed(s3: S3Server, s3_prefix: str, proxy: _Proxy) -> None:
-    proxy.faults = [_Fault(200)]
-    Storage(StorageOptions(anonymous=True)).read(f"{s3_prefix}a.jpg")
-    assert "authorization" not in proxy.seen[0][2]
-
-
-def test_the_rate_is_bounded(s3: S3Server, s3_prefix: str) -> None:
-    uri = s3.put(f"{_key(s3_prefix)}a.jpg", b"x")
-    storage = Storage(StorageOptions(max_requests_per_second=10))
-    start = time.monotonic()
-    assert storage.read_many([ReadRequest(uri)] * 14) == [b"x"] * 14
-    assert time.monotonic() - start >= 0.4  # ten at once, then a tenth of a second for each

@@ -153,7 +153,8 @@ class Storage:
         Raises:
             StorageError: it cannot be listed.
         """
-        yield from self._backend(uri).list_pages(uri, recursive=recursive)
+        pages = self._backend(uri).list_pages(uri, recursive=recursive)
+        yield from (page for page in pages if page)
 
     def write(self, uri: str, data: bytes) -> None:
         """Creates or replaces an object: readers see all of it or nothing of it."""

@@ -17,7 +17,7 @@ class StorageOptions:
     """S3: encrypt what is written with this KMS key (SSE-KMS)."""
 
     max_requests_per_second: float | None = None
-    """Upper bound on the reads that this process starts each second; None for no bound."""
+    """Upper bound on the reads that this process starts each second from one kind of storage."""
 
     allow_private_hosts: bool = False
     """HTTP: also read from loopback, link-local and private addresses."""

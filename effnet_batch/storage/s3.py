@@ -8,10 +8,9 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
-from urllib.parse import unquote_plus
 from xml.etree import ElementTree
 
 import s3fs
@@ -29,7 +28,9 @@ from effnet_batch.storage.objects import (
     StorageOptions,
 )
 from effnet_batch.storage.s3_client import S3Client
+from effnet_batch.storage.s3_listing import Listing, parse_listing, unquoted
 from effnet_batch.storage.s3_refusals import Refusal, RefusedError
+from effnet_batch.storage.s3_writer import new_writer
 from effnet_batch.storage.transport import Response
 
 ANSWER_SECONDS: Final = 30.0
@@ -100,20 +101,18 @@ class S3Backend(Backend):
             yield page
         if num_found == 0 and key and not key.endswith("/"):
             found = self._list_once(uri, {"prefix": key, "max-keys": "1"})
-            yield [each for each in _objects(found, bucket) if each.uri == uri]
+            yield [each for each in found.objects(bucket) if each.uri == uri]
 
     def _pages(self, uri: str, query: Mapping[str, str]) -> Iterator[list[ObjectInfo]]:
         token: str | None = ""
         while token is not None:
             more = {"continuation-token": token} if token else {}
             found = self._list_once(uri, {**query, **more})
-            yield list(_objects(found, split(uri)[0]))
-            token = _text(found, "NextContinuationToken")
+            yield found.objects(split(uri)[0])
+            token = found.next_token
 
-    def _list_once(
-        self, uri: str, query: Mapping[str, str], *, is_quick: bool = False
-    ) -> ElementTree.Element:
-        """Returns one answer of ListObjectsV2, its tags without their namespace."""
+    def _list_once(self, uri: str, query: Mapping[str, str], *, is_quick: bool = False) -> Listing:
+        """Sends one ListObjectsV2."""
         bucket, _ = split(uri)
         query = {"list-type": "2", "encoding-type": "url", **query}
         try:
@@ -125,15 +124,12 @@ class S3Backend(Backend):
             told = self._outage(refusal, uri, verb="list", needed="s3:ListBucket")
             raise StorageError(str(told))
         try:
-            found = ElementTree.fromstring(response.data)
+            return parse_listing(response.data)
         except ElementTree.ParseError as error:
             where = self._client.location(bucket).base_url
             raise StorageError(
                 f"cannot list {uri}: {where} does not answer like S3 ({error}); check the endpoint"
             ) from None
-        for element in found.iter():
-            element.tag = element.tag.rpartition("}")[2]
-        return found
 
     def write(self, uri: str, data: bytes) -> None:
         """Puts an object in one piece; s3fs makes one multipart upload of more than 100 MB."""
@@ -158,7 +154,7 @@ class S3Backend(Backend):
                 if found == data:
                     return version
             raise FileExistsError(f"{uri} exists already") from None
-        return _unquoted(response["ETag"])
+        return unquoted(response["ETag"])
 
     def replace(self, uri: str, data: bytes, version: str) -> str:
         """Puts an object with ``If-Match``."""
@@ -171,7 +167,7 @@ class S3Backend(Backend):
             if refusal.status not in (404, 409, 412) or refusal.concerns_bucket:
                 raise self._write_error(refusal, uri) from None
             raise FileExistsError(f"{uri} was changed by somebody else") from None
-        return _unquoted(response["ETag"])
+        return unquoted(response["ETag"])
 
     def read_with_version(self, uri: str) -> tuple[bytes, str]:
         """Reads an object and its etag."""
@@ -210,7 +206,7 @@ class S3Backend(Backend):
             if key and not is_glob and self._has_readable_object(bucket, key, uri):
                 return
             raise
-        if _text(found, "Contents/Key") is None:
+        if found.is_empty:
             raise StorageError(f"{uri} does not exist, and nothing below it; check the spelling")
 
     def _has_readable_object(self, bucket: str, key: str, uri: str) -> bool:
@@ -294,7 +290,7 @@ class S3Backend(Backend):
     def _writer(self, *, is_quick: bool = False) -> s3fs.S3FileSystem:
         with self._lock:
             if is_quick not in self._writers:
-                self._writers[is_quick] = _new_writer(self._options, is_quick=is_quick)
+                self._writers[is_quick] = new_writer(self._options, is_quick=is_quick)
             return self._writers[is_quick]
 
     def _call(self, operation: str, *, is_quick: bool = False, **arguments: Any) -> Any:
@@ -311,60 +307,8 @@ def split(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
-def _new_writer(options: StorageOptions, *, is_quick: bool) -> s3fs.S3FileSystem:
-    connect, read = options.connect_timeout_seconds, options.read_timeout_seconds
-    encryption = {}
-    if options.kms_key_id is not None:
-        encryption = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": options.kms_key_id}
-    session = {"profile": options.profile} if options.profile is not None else {}
-    fs = s3fs.S3FileSystem(
-        anon=options.anonymous,
-        endpoint_url=options.endpoint_url,
-        requester_pays=options.requester_pays,
-        s3_additional_kwargs=encryption,
-        config_kwargs={
-            "connect_timeout": min(connect, 5.0) if is_quick else connect,
-            "read_timeout": min(read, 5.0) if is_quick else read,
-            "retries": {
-                "mode": "standard",
-                "total_max_attempts": 1 if is_quick else options.num_attempts,
-            },
-        },
-        # A cached instance would keep old credentials, and a cached listing hide new parts.
-        skip_instance_cache=True,
-        use_listings_cache=False,
-        **session,
-    )
-    fs.retries = 1  # botocore repeats already; both together would multiply
-    return fs
-
-
-def _objects(found: ElementTree.Element, bucket: str) -> Iterator[ObjectInfo]:
-    for element in found.iterfind("Contents"):
-        key = unquote_plus(_text(element, "Key") or "")
-        size = _text(element, "Size")
-        if key.endswith("/") and size == "0":
-            continue  # what some tools put in place of a folder
-        modified = _text(element, "LastModified")
-        yield ObjectInfo(
-            f"s3://{bucket}/{key}",
-            int(size) if size else None,
-            _unquoted(_text(element, "ETag") or "") or None,
-            datetime.fromisoformat(modified).astimezone(UTC) if modified else None,
-        )
-
-
-def _text(element: ElementTree.Element, path: str) -> str | None:
-    found = element.find(path)
-    return found.text if found is not None else None
-
-
 def _etag(response: Response) -> str | None:
-    return _unquoted(response.headers.get("etag", "")) or None
-
-
-def _unquoted(etag: str) -> str:
-    return etag.strip('"')
+    return unquoted(response.headers.get("etag", "")) or None
 
 
 def _size_bytes(response: Response) -> int | None:

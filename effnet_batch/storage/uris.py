@@ -93,12 +93,8 @@ def canonical_uri(text: str, *, base: str | None = None) -> str:
         )
     rest = text[match.end() :]
     authority = re.split(r"[/?#]" if scheme in WEB_SCHEMES else "/", rest, maxsplit=1)[0]
-    # In abfs://container@account the part before @ is no user.
-    if "@" in authority and (scheme not in AZURE_SCHEMES or ":" in authority.split("@")[0]):
-        raise ConfigError(
-            f"{redact(text)!r} holds user information before '@'; take it out of the URI and give "
-            "credentials in the environment or in a profile"
-        )
+    if "@" in authority:
+        raise ConfigError(_userinfo_message(text, scheme))
     if not authority:
         what = "host" if scheme in WEB_SCHEMES else "bucket"
         raise ConfigError(f"{redact(text)!r} names no {what}")
@@ -111,6 +107,18 @@ def canonical_uri(text: str, *, base: str | None = None) -> str:
     if scheme in WEB_SCHEMES:
         return split_signature(f"{scheme}://{rest}")[0]
     return f"{scheme}://{rest}"
+
+
+def _userinfo_message(text: str, scheme: str) -> str:
+    if scheme in AZURE_SCHEMES:
+        return (
+            f"{redact(text)!r} names an account; set AZURE_STORAGE_ACCOUNT_NAME instead and write "
+            f"{scheme}://container/path"
+        )
+    return (
+        f"{redact(text)!r} holds user information before '@'; take it out of the URI and give "
+        "credentials in the environment or in a profile"
+    )
 
 
 def _relative_to_remote(text: str, base: str) -> str:
@@ -213,7 +221,7 @@ def join(uri: str, *names: str) -> str:
 
 def redact(text: str) -> str:
     """Returns a message without user information, signatures, and secrets of the environment."""
-    text = _USERINFO.sub(_hide_userinfo, text)
+    text = _USERINFO.sub(rf"\1://{_HIDDEN}@", text)
     if "=" in text:
         text = _PARAMETER.sub(_hide_parameter, text)
         text = _ACCOUNT_KEY.sub(rf"\1={_HIDDEN}", text)
@@ -222,12 +230,6 @@ def redact(text: str) -> str:
         if len(value) >= _MIN_SECRET_CHARS and _SECRET_VARIABLE.search(name.upper()):
             text = text.replace(value, _HIDDEN).replace(quote(value, safe=""), _HIDDEN)
     return text
-
-
-def _hide_userinfo(match: re.Match[str]) -> str:
-    if match[1].lower() in AZURE_SCHEMES and ":" not in match[2]:
-        return match[0]
-    return f"{match[1]}://{_HIDDEN}@"
 
 
 def _hide_parameter(match: re.Match[str]) -> str:

@@ -31,6 +31,9 @@ from effnet_batch.storage.transport import Response, Target, Transport
 from effnet_batch.storage.uris import redact, split_signature
 
 MAX_REDIRECTS: Final = 5
+MAX_SECONDS: Final = 300.0
+"""How long a body may take: strangers' servers may drip for ever."""
+
 _LOOKUP_SECONDS = 60.0
 _MAX_BYTES_WITHOUT_RANGES = 256 << 20
 # Besides what the ipaddress module calls not global: Azure's metadata and DNS host, and the
@@ -141,6 +144,7 @@ class WebBackend(Backend):
                 partial(_prepared, target, {"Host": host, **headers}),
                 uri=request.uri,
                 max_bytes=max_bytes,
+                max_seconds=MAX_SECONDS,
                 is_quick=is_quick,
             )
             location = response.headers.get("location")
