@@ -33,7 +33,7 @@ demo: $(READY)
 	@$(BIN)/python jobs/demo.py show $(DEMO)
 
 test: $(READY)
-	@$(BIN)/python -m pytest -q
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 
 check: $(READY)
 	@$(BIN)/ruff check .
@@ -41,13 +41,13 @@ check: $(READY)
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest -q tests/test_imports.py
 
-# The peers of the benchmarks, in an environment of their own: Daft 0.7 needs an older pyarrow.
+# The peers of the benchmarks, in an environment of their own: Daft 0.7 needs older pyarrow and tqdm.
 bench-venv: $(BENCH_VENV)/.ready
 
 $(BENCH_VENV)/.ready: pyproject.toml constraints.txt
 	@echo "Setting up $(BENCH_VENV) (a few minutes, once)"
 	@test -x $(BENCH_VENV)/bin/python || $(PYTHON) -m venv $(BENCH_VENV)
-	@grep -v '^pyarrow==' constraints.txt > $(BENCH_VENV)/constraints.txt
+	@grep -vE '^(pyarrow|tqdm)==' constraints.txt > $(BENCH_VENV)/constraints.txt
 	@$(BENCH_VENV)/bin/$(PIP) -c $(BENCH_VENV)/constraints.txt torch==2.13.0
 	@$(BENCH_VENV)/bin/$(PIP) -c $(BENCH_VENV)/constraints.txt -e '.[bench]'
 	@touch $@
