@@ -68,7 +68,7 @@ def _run(run: Run, config: EmbedConfig) -> None:
         stored = run.stored_resolution()
         if stored is None:
             run.reporter.message("resolving model, weights and engine")
-            resolved = resolve_on_worker(config, run.storage.options, nodes)
+            resolved = resolve_on_worker(config, nodes)
         else:
             resolved = Resolved.from_dict(stored)
         run.begin(resolved.fingerprint, resolved.to_dict())

@@ -13,7 +13,6 @@ from effnet_batch.media.preprocess import Preprocessing
 from effnet_batch.models.backbone import Backbone
 from effnet_batch.models.engine import EngineChoice, resolve_engine
 from effnet_batch.models.weights import load_model
-from effnet_batch.storage import Storage, StorageOptions
 from effnet_batch.pipelines.run import storage_options
 from effnet_batch.storage import Storage
 
@@ -88,12 +87,11 @@ def load(config: EmbedConfig) -> Backbone:
         interpolation=settings.interpolation,
         image_size=settings.image_size,
         crop_pct=settings.crop_pct,
-        storage=Storage(options),
         storage=Storage(storage_options(config)),
     )
 
 
-def resolve(config: EmbedConfig, options: StorageOptions) -> Resolved:
+def resolve(config: EmbedConfig) -> Resolved:
     """Resolves every ``auto`` for the machine that it runs on."""
     choice = resolve_engine(
         engine=config.engine.engine,
@@ -122,13 +120,11 @@ def resolve(config: EmbedConfig, options: StorageOptions) -> Resolved:
     )
 
 
-def resolve_on_worker(
-    config: EmbedConfig, options: StorageOptions, nodes: list[tuple[float, float]]
-) -> Resolved:
+def resolve_on_worker(config: EmbedConfig, nodes: list[tuple[float, float]]) -> Resolved:
     """Resolves on a node of the kind that will run the model: one with a GPU if there is one."""
     wants_gpu = config.engine.device != "cpu" and any(gpus for _, gpus in nodes)
     task = ray.remote(num_cpus=1, num_gpus=1 if wants_gpu else 0, max_retries=2)(resolve)
-    resolved: Resolved = ray.get(task.remote(config, options))
+    resolved: Resolved = ray.get(task.remote(config))
     return resolved
 
 
