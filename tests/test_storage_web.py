@@ -10,6 +10,7 @@ import pytest
 
 from effnet_batch.errors import FetchError, RecordError, StorageError, TooLargeError
 from effnet_batch.storage import ReadRequest, Storage, StorageOptions, web
+from effnet_batch.storage.hosts import is_public
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -189,4 +190,4 @@ def test_redirects_pass_the_same_guard(
     ],
 )
 def test_is_public(address: str, expected: bool) -> None:
-    assert web.is_public(address) is expected
+    assert is_public(address) is expected

@@ -17,8 +17,8 @@ from effnet_batch.manifest.columns import Columns, kind_of, path_of
 from effnet_batch.manifest.lists import LIST_EXTENSIONS, Entry, is_parquet_list, read_entries
 from effnet_batch.manifest.store import select_sources
 from effnet_batch.storage import ObjectInfo, Storage, canonical_uri, redact, scheme_of
+from effnet_batch.storage.hosts import is_public
 from effnet_batch.storage.uris import LOCAL, WEB_SCHEMES, split_signature
-from effnet_batch.storage.web import is_public
 
 _MAX_BAD_LINES: Final = 10
 _MAX_SHOWN_CHARS: Final = 200

@@ -7,7 +7,6 @@ that was checked (a name that answers differently the second time gains nothing)
 followed by the same rule.
 """
 
-import ipaddress
 import socket
 import threading
 import time
@@ -19,6 +18,7 @@ from typing import Final, NoReturn
 from urllib.parse import quote, urljoin, urlsplit
 
 from effnet_batch.errors import FetchError, StorageError
+from effnet_batch.storage.hosts import is_public
 from effnet_batch.storage.objects import (
     Backend,
     Body,
@@ -36,12 +36,6 @@ MAX_SECONDS: Final = 300.0
 
 _LOOKUP_SECONDS = 60.0
 _MAX_BYTES_WITHOUT_RANGES = 256 << 20
-# Besides what the ipaddress module calls not global: Azure's metadata and DNS host, and the
-# prefixes that carry an IPv4 address inside an IPv6 one.
-_REFUSED_NETWORKS = tuple(
-    ipaddress.ip_network(each)
-    for each in ("168.63.129.16/32", "64:ff9b::/96", "64:ff9b:1::/48", "2002::/16", "2001::/32")
-)
 _SAFE = "/%:@!$&'()*+,;=~-._?"
 
 
@@ -222,16 +216,6 @@ class WebBackend(Backend):
 
 def _prepared(target: Target, headers: Mapping[str, str]) -> tuple[Target, Mapping[str, str]]:
     return target, headers
-
-
-def is_public(address: str) -> bool:
-    """Tells whether an IP address lies in the public Internet."""
-    parsed = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped is not None:
-        parsed = parsed.ipv4_mapped
-    if any(parsed in network for network in _REFUSED_NETWORKS):
-        return False
-    return parsed.is_global and not parsed.is_multicast
 
 
 def _refused(uri: str, reason: str) -> FetchError:
