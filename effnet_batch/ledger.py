@@ -97,7 +97,8 @@ class Ledger:
                 continue
             try:
                 rows, fingerprint = self._read_rows(part, tail)
-            except (pa.ArrowException, KeyError, ValueError, RecordError) as error:
+            # pyarrow says OSError where the bytes themselves are damaged.
+            except (pa.ArrowException, OSError, KeyError, ValueError, RecordError) as error:
                 self.unreadable[part.uri] = f"not a part: {error}"
                 continue
             self.fingerprints.add(fingerprint)
@@ -106,6 +107,8 @@ class Ledger:
             self.parts.append(part)
 
     def _read_rows(self, part: Part, tail: bytes) -> tuple[pa.Table, str]:
+        if _footer_size(tail) > len(tail):
+            tail = self.storage.read(part.uri)
         file, start = _open_tail(part, tail)
         if file.metadata.num_row_groups and _ledger_offset(file.metadata) < start:
             file, _ = _open_tail(part, self.storage.read(part.uri))
@@ -222,6 +225,11 @@ def _status_codes(column: pa.ChunkedArray) -> pa.Array:
 def _tail_size(size_bytes: int) -> int:
     """Returns a guess, in bytes, at what holds the footer and the ledger columns of a part."""
     return min(size_bytes, 32_768 + size_bytes // 48)
+
+
+def _footer_size(tail: bytes) -> int:
+    """Returns the size in bytes of the footer that a tail ends with, its length field included."""
+    return int.from_bytes(tail[-8:-4], "little") + 8
 
 
 def _open_tail(part: Part, tail: bytes) -> tuple[pq.ParquetFile, int]:
