@@ -25,7 +25,10 @@ PRECISION_HINTS: Final = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
 class OpenVINOEngine(Engine):
-    """Runs the model compiled for this CPU; weights are shared with the model while it converts.
+    """Runs the model compiled for this CPU.
+
+    OpenVINO keeps the weights twice, as they were and in the order its kernels read them; nothing
+    of the model itself is kept.
 
     Raises:
         ConfigError: this CPU cannot run the precision.
@@ -57,11 +60,7 @@ class OpenVINOEngine(Engine):
         self._tensor_type = openvino.Tensor
         network = FrameNetwork(model.cpu(), preprocessing, with_logits=with_logits)
         side = self.image_size
-        example = torch.zeros((1, side, side, 3), dtype=torch.uint8)
-        with torch.no_grad(), warnings.catch_warnings():
-            # Tracing warns that sizes become constants, which is what is wanted here.
-            warnings.simplefilter("ignore")
-            graph = openvino.convert_model(network, example_input=example)
+        graph = _convert(network, torch.zeros((1, side, side, 3), dtype=torch.uint8))
         # A fixed shape runs 1-7 % faster than an open one; a batch's last frames are filled up.
         self._forward_size = cpu_forward_size(side, batch_size)
         graph.reshape([self._forward_size, side, side, 3])
@@ -108,16 +107,32 @@ class OpenVINOEngine(Engine):
         return EngineOutput(outputs[0], outputs[1] if len(outputs) == 2 else None)
 
 
+def _convert(network: torch.nn.Module, example: torch.Tensor) -> Any:
+    """Returns the network as an OpenVINO graph of open batch size.
+
+    openvino.convert_model does the same, but reports it, and imports 90 MB of other converters.
+    """
+    with torch.no_grad(), warnings.catch_warnings():
+        # Tracing warns that it is deprecated, and that sizes become constants, which they may.
+        warnings.simplefilter("ignore")
+        decoder = importlib.import_module("openvino.frontend.pytorch.ts_decoder")
+        traced = decoder.TorchScriptPythonDecoder(
+            network, example_input=example, trace_kwargs={"check_trace": False}
+        )
+        manager = importlib.import_module("openvino.frontend").FrontEndManager()
+        frontend = manager.load_by_framework("pytorch")
+        return frontend.convert(frontend.load(traced))
+
+
 def _import_without_telemetry() -> Any:
     """Imports openvino with its usage statistics off: no network, no files in the home folder.
 
-    OpenVINO reports every import and conversion unless its telemetry package is missing, so it is
-    made to look missing while openvino takes up its choice.
+    OpenVINO reports that it was imported unless its telemetry package is missing, so that is made
+    to look missing meanwhile.
     """
     known = sys.modules.get(TELEMETRY)
     sys.modules[TELEMETRY] = None  # type: ignore[assignment]
     try:
-        importlib.import_module("openvino.tools.ovc.convert_impl")
         return importlib.import_module("openvino")
     finally:
         if known is None:
