@@ -95,10 +95,7 @@ def test_live_rows_and_states_are_those_of_the_obvious_model(parts: dict[str, li
     in_order = sorted((one for rows in live.values() for one in rows), key=lambda one: one[:2])
     read = [row for table in ledger.live(["uri", "member", "attempt"]) for row in table.to_pylist()]
     assert [(row["uri"], row["member"], row["attempt"]) for row in read] == [
-        (row.source, f"m{row.record}", row.attempt)
-        for _, _, row in sorted(
-            (one for rows in live.values() for one in rows), key=lambda x: x[:2]
-        )
+        (row.source, f"m{row.record}", row.attempt) for _, _, row in in_order
     ]
     ok = [row for table in ledger.live(["status"], only_ok=True) for row in table.to_pylist()]
     assert len(ok) == statuses["ok"]
