@@ -6,11 +6,13 @@ import os
 import secrets
 from collections.abc import Iterator
 
+import psutil
 import ray
 import ray.data
-from ray._raylet import Config  # type: ignore[attr-defined]
+from ray._raylet import Config, setproctitle  # type: ignore[attr-defined]
 
 from effnet_batch.errors import ConfigError
+from effnet_batch.storage import redact
 
 
 @contextlib.contextmanager
@@ -28,6 +30,7 @@ def ray_session(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    _hide_secrets_of_command_line()
     address = address or os.environ.get("RAY_ADDRESS")
     if address:
         try:
@@ -48,6 +51,17 @@ def ray_session(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _hide_secrets_of_command_line() -> None:
+    """Takes signatures out of this process's command line.
+
+    Ray keeps it as the job's entrypoint, in its dashboard and its event files; and anyone on the
+    machine reads it in the list of processes.
+    """
+    command = " ".join(psutil.Process().cmdline())
+    if (hidden := redact(command)) != command:
+        setproctitle(hidden)
 
 
 def _use_own_token() -> None:
