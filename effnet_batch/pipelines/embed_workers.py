@@ -64,6 +64,7 @@ class EmbedTask:
         return {
             "run_id": self.run_id,
             "fingerprint": self.resolved.fingerprint.digest,
+            "weights": self.resolved.weights,
             "fingerprint_fields": self.resolved.fingerprint.to_dict(),
             "versions": self.resolved.versions,
         }
@@ -176,7 +177,7 @@ def build_worker_engine(task: EmbedTask, *, num_streams: int) -> Engine:
             f"{task.resolved.weights_sha256} where the run was resolved"
         )
     choice = task.resolved.engine
-    return build_engine(
+    engine = build_engine(
         model,
         task.resolved.preprocessing,
         engine=choice.engine,
@@ -187,6 +188,12 @@ def build_worker_engine(task: EmbedTask, *, num_streams: int) -> Engine:
         num_streams=num_streams,
         with_logits=task.columns.needs_logits,
     )
+    if engine.precision != choice.precision:
+        raise FingerprintError(
+            f"this node runs {engine.precision}, and the run was resolved to {choice.precision}; "
+            f"name a precision that every node has, such as --precision fp32"
+        )
+    return engine
 
 
 class _PartWriter:
