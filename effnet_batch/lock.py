@@ -4,6 +4,7 @@ The lock saves work. That every record is there once rests on the names of the p
 ledger's rules, so a lock that was taken over wrongly costs time and nothing else.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -60,12 +61,11 @@ class OutputLock:
                 _LOG.warning("cannot remove the lock %s: %s", self.uri, error)
 
     def _take_over(self) -> None:
-        try:
+        holder, version = Holder(), None
+        with contextlib.suppress(EffnetBatchError):  # gone since: its owner has just ended
             content, version = self.storage.read_with_version(self.uri)
-        except EffnetBatchError:  # gone since: its owner has just ended
-            content, version = b"", ""
-        holder = _parse(content)
-        if content and not holder.is_stale():
+            holder = _parse(content)
+        if not holder.is_stale():
             raise LockedError(
                 f"{self.uri} is held by run {holder.run_id} on {holder.host} "
                 f"(process {holder.pid}, last sign of life {holder.age_seconds():.0f} s ago); "
@@ -73,10 +73,10 @@ class OutputLock:
                 f"or delete the file if you know that it is dead"
             )
         try:
-            if content:
-                self._version = self.storage.replace(self.uri, self._content(), version)
-            else:
+            if version is None:
                 self._version = self.storage.create(self.uri, self._content())
+            else:
+                self._version = self.storage.replace(self.uri, self._content(), version)
         except FileExistsError as error:
             raise LockedError(f"{self.uri} was taken by another run just now") from error
         _LOG.warning("took over the lock of run %s, which is gone", holder.run_id)
@@ -143,6 +143,9 @@ def _parse(content: bytes) -> Holder:
     """Reads a lock file; a damaged one reads as a holder that is long gone."""
     try:
         values: dict[str, Any] = json.loads(content)
-        return Holder(**values)
-    except (ValueError, TypeError):
+        kinds: dict[str, Any] = {
+            field.name: type(field.default) for field in dataclasses.fields(Holder)
+        }
+        return Holder(**{name: kinds[name](value) for name, value in values.items()})
+    except (ValueError, TypeError, AttributeError, KeyError):
         return Holder()

@@ -1,0 +1,199 @@
+"""One run at a time, on a disk and on the real S3 server."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import psutil
+import pytest
+
+from effnet_batch import lock as lock_module
+from effnet_batch.errors import LockedError
+from effnet_batch.lock import STALE_SECONDS, OutputLock
+from effnet_batch.storage import Storage, StorageOptions, join
+
+HOLD = """
+import sys, time
+from effnet_batch.lock import OutputLock
+from effnet_batch.storage import Storage, StorageOptions
+with OutputLock(Storage(StorageOptions()), sys.argv[1], "run-of-another"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture(params=["disk", "s3"])
+def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    root = str(tmp_path) if request.param == "disk" else request.getfixturevalue("s3_prefix")
+    return join(root.rstrip("/"), "_lock.json")
+
+
+@pytest.fixture
+def storage() -> Storage:
+    return Storage(StorageOptions())
+
+
+@pytest.fixture
+def other(uri: str) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the lock until its input ends."""
+    command = [sys.executable, "-c", HOLD, uri]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "held\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def holder(**changes: object) -> bytes:
+    """Return the lock file of a live run on another host."""
+    values = {
+        "run_id": "run-far-away",
+        "host": "far-away",
+        "pid": 1,
+        "process_started": 0.0,
+        "heartbeat": time.time(),
+    }
+    return json.dumps({**values, **changes}).encode()
+
+
+def dead_pid() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_a_second_run_is_refused_by_name_until_the_first_ends(
+    storage: Storage, uri: str, other: subprocess.Popen[str]
+) -> None:
+    with pytest.raises(LockedError) as caught, OutputLock(storage, uri, "mine"):
+        pass
+    for fact in (uri, "run-of-another", socket.gethostname(), str(other.pid)):
+        assert fact in str(caught.value)
+    assert json.loads(storage.read(uri))["run_id"] == "run-of-another"
+
+    assert other.stdin is not None
+    other.stdin.close()
+    assert other.wait() == 0
+    assert not storage.exists(uri)
+    with OutputLock(storage, uri, "mine") as mine:
+        held = json.loads(storage.read(uri))
+        assert (held["run_id"], held["pid"]) == ("mine", os.getpid())
+    assert not mine.was_lost
+    assert not storage.exists(uri)
+
+
+def test_the_lock_of_a_killed_run_on_this_host_is_taken_over_at_once(
+    storage: Storage, uri: str, other: subprocess.Popen[str]
+) -> None:
+    other.kill()
+    psutil.wait_procs([psutil.Process(other.pid)], timeout=0)  # it may stay as a zombie
+    while psutil.Process(other.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    with OutputLock(storage, uri, "mine"):
+        assert json.loads(storage.read(uri))["run_id"] == "mine"
+    assert not storage.exists(uri)
+
+
+@pytest.mark.parametrize(
+    ("content", "is_stale"),
+    [
+        (holder(), False),
+        (holder(heartbeat=time.time() - STALE_SECONDS - 5), True),
+        (holder(host=socket.gethostname(), pid=dead_pid()), True),
+        # A process of this number lives, but it was started at another time.
+        (holder(host=socket.gethostname(), pid=os.getppid()), True),
+        (
+            holder(
+                host=socket.gethostname(),
+                pid=os.getppid(),
+                process_started=psutil.Process(os.getppid()).create_time(),
+            ),
+            False,
+        ),
+        (b"", True),
+        (b'{"run_id": "cut sh', True),
+        (b'{"something": "else"}', True),
+        (b"[1, 2]", True),
+        (b'{"pid": "x", "heartbeat": null, "host": 3}', True),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_a_lock_is_stale_when_its_process_or_its_heartbeat_is_gone(
+    storage: Storage, tmp_path: Path, content: bytes, is_stale: bool
+) -> None:
+    uri = str(tmp_path / "_lock.json")
+    storage.write(uri, content)
+    with ExitStack() as stack:
+        if is_stale:
+            stack.enter_context(OutputLock(storage, uri, "mine"))
+            assert json.loads(storage.read(uri))["run_id"] == "mine"
+        else:
+            with pytest.raises(LockedError):
+                stack.enter_context(OutputLock(storage, uri, "mine"))
+            assert storage.read(uri) == content
+
+
+@pytest.mark.parametrize("content", [None, holder(heartbeat=0.0)], ids=["free", "stale"])
+def test_of_many_that_race_for_a_lock_one_gets_it(
+    storage: Storage, uri: str, content: bytes | None
+) -> None:
+    if content is not None:
+        storage.write(uri, content)
+    num_runs = 12
+    at_once, at_end = threading.Barrier(num_runs), threading.Barrier(num_runs)
+    winners, losers, broken = [], [], []
+
+    def try_it(run_id: str) -> None:
+        at_once.wait()
+        try:
+            with OutputLock(storage, uri, run_id):
+                winners.append(run_id)
+                at_end.wait()
+        except LockedError:
+            losers.append(run_id)
+            at_end.wait()
+        except Exception as error:  # noqa: BLE001  shown below
+            broken.append(error)
+            at_end.abort()
+
+    threads = [threading.Thread(target=try_it, args=(f"run-{i}",)) for i in range(num_runs)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not broken
+    assert (len(winners), len(losers)) == (1, num_runs - 1)
+    assert not storage.exists(uri)
+
+
+def test_the_heartbeat_goes_on_and_notices_a_takeover(
+    storage: Storage, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lock_module, "HEARTBEAT_SECONDS", 0.05)
+    with OutputLock(storage, uri, "mine") as mine:
+        beats = {json.loads(storage.read(uri))["heartbeat"]}
+        while len(beats) < 4:
+            beats.add(json.loads(storage.read(uri))["heartbeat"])
+        assert not mine.was_lost
+        taken = holder()
+        storage.write(uri, taken)
+        while not mine.was_lost:
+            time.sleep(0.01)
+    assert storage.read(uri) == taken, "the lock of another run must stay"
+
+
+def test_the_lock_goes_when_the_run_fails(storage: Storage, uri: str) -> None:
+    with pytest.raises(ZeroDivisionError), OutputLock(storage, uri, "mine"):
+        raise ZeroDivisionError
+    assert not storage.exists(uri)
