@@ -11,7 +11,7 @@ from effnet_batch.config import EmbedConfig
 from effnet_batch.fingerprint import Fingerprint
 from effnet_batch.media.preprocess import Preprocessing
 from effnet_batch.models.backbone import Backbone
-from effnet_batch.models.engine import EngineChoice, resolve_engine
+from effnet_batch.models.engine import EngineChoice, build_engine, resolve_engine
 from effnet_batch.models.weights import load_model
 from effnet_batch.pipelines.run import storage_options
 from effnet_batch.storage import Storage
@@ -92,15 +92,22 @@ def load(config: EmbedConfig) -> Backbone:
 
 
 def resolve(config: EmbedConfig) -> Resolved:
-    """Resolves every ``auto`` for the machine that it runs on."""
+    """Resolves every ``auto`` for the machine that it runs on.
+
+    Raises:
+        ConfigError: the settings contradict each other, or this machine cannot run them.
+    """
     choice = resolve_engine(
         engine=config.engine.engine,
         device=config.engine.device,
         precision=config.engine.precision,
         batch_size=config.engine.batch_size,
     )
-    info = load(config).weights_info
+    model = load(config)
+    info = model.weights_info
     assert info is not None
+    # Only a built engine knows what this machine can run, so what it cannot run is found here.
+    build_engine(model, info.preprocessing, **dataclasses.asdict(choice))
     return Resolved(
         weights=info.name,
         weights_sha256=info.sha256,

@@ -108,7 +108,8 @@ class Run:
     def prepare(self, *, update: bool, retry: Sequence[str]) -> None:
         """Finds out what is to do."""
         self.previous = self._load_previous(update=update)
-        if update or not has_manifest(self.storage, self.paths.root):
+        # Without run.json nobody knows what the manifest was listed from.
+        if update or not self.previous or not has_manifest(self.storage, self.paths.root):
             self._list_input(update=update)
         self.manifest = load_manifest(self.storage, self.paths)
         self.ledger.refresh()
@@ -350,7 +351,8 @@ def _cause(error: ray.exceptions.RayError) -> EffnetBatchError:
     """Finds our own error inside Ray's, or says in one line what a worker died of."""
     seen: BaseException | None = error
     while seen is not None:
-        for candidate in (seen, getattr(seen, "cause", None)):
+        # Ray's error may be of the class of ours as well; its text is a traceback.
+        for candidate in (getattr(seen, "cause", None), seen):
             if isinstance(candidate, OutageError | ConfigError | JobError):
                 return candidate
             if isinstance(candidate, RecordError):
