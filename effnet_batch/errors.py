@@ -20,7 +20,9 @@
         ├── TooLargeError        over the limits on bytes or pixels status too_large
         ├── TimeoutRecordError   decoding took too long             status timeout
         ├── CrashedError         decoding killed its process        status crashed
-        └── OutOfMemoryError     decoding needed too much memory    status out_of_memory
+        ├── OutOfMemoryError     decoding needed too much memory    status out_of_memory
+        ├── NoFaceError          no face was found in it            status no_face
+        └── TooShortError        it has too few frames              status too_short
 
 Only the command line turns these into exit codes. ``ValueError`` is kept for bad arguments of the
 Python API and ``assert`` for invariants.
@@ -140,3 +142,15 @@ class OutOfMemoryError(RecordError):
     """Decoding the record needed more memory than the limit."""
 
     status = vocabulary.STATUS_OUT_OF_MEMORY
+
+
+class NoFaceError(RecordError):
+    """No face was found in the record, so there is nothing to score."""
+
+    status = vocabulary.STATUS_NO_FACE
+
+
+class TooShortError(RecordError):
+    """The record has fewer frames than are needed to score it."""
+
+    status = vocabulary.STATUS_TOO_SHORT

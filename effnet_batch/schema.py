@@ -19,10 +19,16 @@ from effnet_batch.vocabulary import (
     KIND_TAR as KIND_TAR,
 )
 from effnet_batch.vocabulary import (
+    KIND_VIDEO as KIND_VIDEO,
+)
+from effnet_batch.vocabulary import (
     KIND_ZIP as KIND_ZIP,
 )
 from effnet_batch.vocabulary import (
     KINDS as KINDS,
+)
+from effnet_batch.vocabulary import (
+    MEDIA as MEDIA,
 )
 from effnet_batch.vocabulary import (
     STATUS_CRASHED as STATUS_CRASHED,
@@ -32,6 +38,9 @@ from effnet_batch.vocabulary import (
 )
 from effnet_batch.vocabulary import (
     STATUS_FETCH_ERROR as STATUS_FETCH_ERROR,
+)
+from effnet_batch.vocabulary import (
+    STATUS_NO_FACE as STATUS_NO_FACE,
 )
 from effnet_batch.vocabulary import (
     STATUS_OK as STATUS_OK,
@@ -44,6 +53,9 @@ from effnet_batch.vocabulary import (
 )
 from effnet_batch.vocabulary import (
     STATUS_TOO_LARGE as STATUS_TOO_LARGE,
+)
+from effnet_batch.vocabulary import (
+    STATUS_TOO_SHORT as STATUS_TOO_SHORT,
 )
 from effnet_batch.vocabulary import (
     STATUS_UNSUPPORTED as STATUS_UNSUPPORTED,

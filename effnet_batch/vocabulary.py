@@ -1,4 +1,4 @@
-"""The fixed words of the columns ``status`` and ``kind``. Imports nothing, so anyone may import it."""
+"""The fixed words of the columns ``status`` and ``kind``; light, so that anyone may import it."""
 
 from typing import Final
 
@@ -10,6 +10,8 @@ STATUS_TOO_LARGE: Final = "too_large"
 STATUS_TIMEOUT: Final = "timeout"
 STATUS_CRASHED: Final = "crashed"
 STATUS_OUT_OF_MEMORY: Final = "out_of_memory"
+STATUS_NO_FACE: Final = "no_face"
+STATUS_TOO_SHORT: Final = "too_short"
 
 STATUSES: Final = (
     STATUS_OK,
@@ -20,6 +22,8 @@ STATUSES: Final = (
     STATUS_TIMEOUT,
     STATUS_CRASHED,
     STATUS_OUT_OF_MEMORY,
+    STATUS_NO_FACE,
+    STATUS_TOO_SHORT,
 )
 """Every value of the ``status`` column."""
 
@@ -27,8 +31,12 @@ TRANSIENT_STATUSES: Final = (STATUS_FETCH_ERROR, STATUS_TIMEOUT)
 """Statuses that the next run tries again."""
 
 KIND_IMAGE: Final = "image"
+KIND_VIDEO: Final = "video"
 KIND_TAR: Final = "tar"
 KIND_ZIP: Final = "zip"
 KIND_PARQUET: Final = "parquet"
-KINDS: Final = (KIND_IMAGE, KIND_TAR, KIND_ZIP, KIND_PARQUET)
-"""What a source can be; all but ``image`` are shards of many members."""
+KINDS: Final = (KIND_IMAGE, KIND_VIDEO, KIND_TAR, KIND_ZIP, KIND_PARQUET)
+"""What a source can be; all but the media are shards of many members."""
+
+MEDIA: Final = (KIND_IMAGE, KIND_VIDEO)
+"""What a job reads: its plain sources and the members of its shards are all of one medium."""
