@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
 import torch
 
 from effnet_batch.config import EmbedConfig
@@ -25,15 +24,14 @@ from effnet_batch.errors import FingerprintError
 from effnet_batch.media.image import DecodedImage, ImageLimits, decode_image
 from effnet_batch.media.isolation import IsolatedDecoder
 from effnet_batch.models.engine import Engine, build_engine
+from effnet_batch.pipelines.progress import UnitProgress
 from effnet_batch.pipelines.resolve import Resolved, load
 from effnet_batch.schema import STATUS_OK
-from effnet_batch.sink import OutputPaths, commit_part
+from effnet_batch.sink import OutputPaths, PartWriter
 from effnet_batch.stages.decode import Decode, DecodedBatch, Stamp, Watchdog, decode_batch
 from effnet_batch.stages.embed import EmbeddingColumns, StageClock, embed_batch, embed_items
 from effnet_batch.stages.read import Item, OutageGuard, read_items, sources_from_table
 from effnet_batch.storage import Storage, StorageOptions
-
-_COUNT_EVERY_RECORDS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,10 +81,9 @@ class FusedWorker:
     def __call__(self, unit: pa.Table) -> pa.Table:
         """Does one unit; returns its receipt."""
         task, clock = self._task, StageClock()
-        number, tries = _start(self._board, unit)
-        writer = _PartWriter(task, self._storage, number, clock)
-        counts = [0, 0]
-        with _decoder(task, is_suspect=tries > 1) as decode:
+        progress = UnitProgress(self._board, unit)
+        writer = _part_writer(task, self._storage, progress.unit, clock)
+        with _decoder(task, is_suspect=progress.is_suspect) as decode:
             items = _read(task, unit, self._storage, self._guard, self._board)
             size = task.resolved.preprocessing.image_size
             tables = embed_items(
@@ -99,10 +96,10 @@ class FusedWorker:
             )
             for table in tables:
                 writer.add(table)
-                _count(self._board, number, counts, table)
+                progress.count(table)
         writer.close()
-        self._board.finish.remote(number)
-        return writer.receipt()
+        progress.finish()
+        return receipt(writer, clock)
 
 
 def decode_unit(unit: pa.Table, *, task: EmbedTask, board: Any) -> Iterator[pa.Table]:
@@ -112,11 +109,11 @@ def decode_unit(unit: pa.Table, *, task: EmbedTask, board: Any) -> Iterator[pa.T
         Rows with their frame in a binary column ``frame`` (null unless ok), and ``unit`` and
         ``place``, the row's number in the unit.
     """
-    number, tries = _start(board, unit)
+    progress = UnitProgress(board, unit)
     size = task.resolved.preprocessing.image_size
-    place, counts = 0, [0, 0]
+    place = 0
     batch_size = task.resolved.engine.batch_size
-    with _decoder(task, is_suspect=tries > 1) as decode:
+    with _decoder(task, is_suspect=progress.is_suspect) as decode:
         items = _read(task, unit, _storage(task.storage), _task_guard(task.run_id), board)
         tables = embed_items(
             items,
@@ -129,11 +126,11 @@ def decode_unit(unit: pa.Table, *, task: EmbedTask, board: Any) -> Iterator[pa.T
         for table in tables:
             places = pa.array(np.arange(place, place + len(table), dtype=np.int64))
             place += len(table)
-            _count(board, number, counts, table)
+            progress.count(table)
             yield table.append_column(
-                "unit", pa.array(np.full(len(table), number, np.int32))
+                "unit", pa.array(np.full(len(table), progress.unit, np.int32))
             ).append_column("place", places)
-    board.finish.remote(number)
+    progress.finish()
 
 
 class EncodeWorker:
@@ -155,10 +152,10 @@ def commit_rows(rows: pa.Table, *, task: EmbedTask) -> pa.Table:
     """Task of the split graph: commits rows of one or several units as one part."""
     number, place = rows["unit"][0].as_py(), rows["place"][0].as_py()
     clock = StageClock()
-    writer = _PartWriter(task, _storage(task.storage), number, clock, first_index=place)
+    writer = _part_writer(task, _storage(task.storage), number, clock, first_index=place)
     writer.add(rows.select(task.columns.schema.names))
     writer.close()
-    return writer.receipt()
+    return receipt(writer, clock)
 
 
 def build_worker_engine(task: EmbedTask, *, num_streams: int) -> Engine:
@@ -196,69 +193,28 @@ def build_worker_engine(task: EmbedTask, *, num_streams: int) -> Engine:
     return engine
 
 
-class _PartWriter:
-    """Gathers rows and commits a part whenever there are enough, cut by rows alone."""
-
-    def __init__(
-        self,
-        task: EmbedTask,
-        storage: Storage,
-        unit: int,
-        clock: StageClock,
-        first_index: int = 0,
-    ) -> None:
-        self._task, self._storage, self._unit, self._clock = task, storage, unit, clock
-        self._tables: list[pa.Table] = []
-        self._num_waiting = 0
-        self._index = first_index
-        self._totals = {"num_parts": 0, "num_records": 0, "num_failed": 0, "size_bytes": 0}
-
-    def add(self, table: pa.Table) -> None:
-        """Takes rows of the output's schema."""
-        self._tables.append(table)
-        self._num_waiting += len(table)
-        if self._num_waiting >= self._task.rows_per_part:
-            self.close()
-
-    def close(self) -> None:
-        """Commits what is waiting."""
-        if not self._num_waiting:
-            return
-        table = pa.concat_tables(self._tables)
-        uri = OutputPaths(self._task.output).part(self._task.run_id, self._unit, self._index)
-        with self._clock.measure("write"):
-            size = commit_part(self._storage, uri, table, self._task.part_metadata())
-        self._totals["num_parts"] += 1
-        self._totals["num_records"] += len(table)
-        self._totals["num_failed"] += _num_failed(table)
-        self._totals["size_bytes"] += size
-        self._index += 1
-        self._tables, self._num_waiting = [], 0
-
-    def receipt(self) -> pa.Table:
-        """Returns one row: what was committed and how long each stage took."""
-        seconds = {
-            f"{stage}_seconds": float(self._clock.seconds[stage])
-            for stage in ("read", "decode", "model", "write")
-        }
-        return pa.table({name: [value] for name, value in {**self._totals, **seconds}.items()})
+def _part_writer(
+    task: EmbedTask, storage: Storage, unit: int, clock: StageClock, first_index: int = 0
+) -> PartWriter:
+    return PartWriter(
+        storage,
+        OutputPaths(task.output),
+        task.run_id,
+        unit,
+        rows_per_part=task.rows_per_part,
+        metadata=task.part_metadata(),
+        measure=lambda: clock.measure("write"),
+        first_index=first_index,
+    )
 
 
-def _start(board: Any, unit: pa.Table) -> tuple[int, int]:
-    number = int(unit["unit"][0].as_py())
-    return number, int(ray.get(board.start.remote(number)))
-
-
-def _count(board: Any, unit: int, counts: list[int], table: pa.Table) -> None:
-    before = counts[0]
-    counts[0] += len(table)
-    counts[1] += _num_failed(table)
-    if before // _COUNT_EVERY_RECORDS != counts[0] // _COUNT_EVERY_RECORDS or before == 0:
-        board.count.remote(unit, *counts)
-
-
-def _num_failed(table: pa.Table) -> int:
-    return int(pc.sum(pc.not_equal(table["status"], STATUS_OK)).as_py() or 0)
+def receipt(writer: PartWriter, clock: StageClock) -> pa.Table:
+    """Returns one row: what was committed and how long each stage took."""
+    seconds = {
+        f"{stage}_seconds": float(clock.seconds[stage])
+        for stage in ("read", "decode", "model", "write")
+    }
+    return pa.table({name: [value] for name, value in {**writer.totals, **seconds}.items()})
 
 
 def _read(

@@ -8,10 +8,14 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final, Protocol
 
+import pyarrow as pa
 import ray
 import ray.exceptions
 
+from effnet_batch.sink import num_failed
+
 _POLL_SECONDS: Final = 0.5
+_COUNT_EVERY_RECORDS: Final = 64
 
 
 class Reporter(Protocol):
@@ -93,6 +97,38 @@ class ProgressBoard:
         records = self._finished[0] + sum(records for records, _ in self._counts.values())
         failed = self._finished[1] + sum(failed for _, failed in self._counts.values())
         return Snapshot(records, failed, tuple(self._incomplete.items()))
+
+
+class UnitProgress:
+    """A worker's side of the board, for the unit it works on."""
+
+    def __init__(self, board: Any, unit: pa.Table) -> None:
+        """Tells the board that the unit starts.
+
+        Args:
+            board: handle of a `ProgressBoard`.
+            unit: from `cut_units`.
+        """
+        self._board = board
+        self.unit = int(unit["unit"][0].as_py())
+        self.is_suspect = int(ray.get(board.start.remote(self.unit))) > 1
+        """Whether an earlier try of the unit did not finish."""
+        self._num_records = 0
+        self._num_failed = 0
+
+    def count(self, table: pa.Table) -> None:
+        """Takes finished rows; tells the board now and then."""
+        before = self._num_records
+        self._num_records += len(table)
+        self._num_failed += num_failed(table)
+        every = _COUNT_EVERY_RECORDS
+        if before == 0 or before // every != self._num_records // every:
+            self._board.count.remote(self.unit, self._num_records, self._num_failed)
+
+    def finish(self) -> None:
+        """Tells the board the last counts, and that the unit is committed."""
+        self._board.count.remote(self.unit, self._num_records, self._num_failed)
+        self._board.finish.remote(self.unit)
 
 
 def start_board() -> Any:
