@@ -16,12 +16,12 @@ class Fingerprint:
     """Everything that the numbers depend on. Library versions do not count."""
 
     fields: dict[str, Any]
-    """Plain JSON values."""
+    """JSON values."""
 
     @property
     def digest(self) -> str:
         """16 hex digits that stand in every row."""
-        text = json.dumps({**self.fields, "recipe_version": RECIPE_VERSION}, sort_keys=True)
+        text = json.dumps(self.to_dict(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def check_same(self, stored: dict[str, Any], output: str) -> None:
@@ -30,7 +30,7 @@ class Fingerprint:
         Raises:
             FingerprintError: names every field that differs.
         """
-        mine = {**self.fields, "recipe_version": RECIPE_VERSION}
+        mine = self.to_dict()
         differing = [
             f"  {name}: output has {stored.get(name)!r}, this run {mine.get(name)!r}"
             for name in sorted(mine.keys() | stored.keys())
@@ -44,5 +44,6 @@ class Fingerprint:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns what `check_same` takes as ``stored``."""
-        return {**self.fields, "recipe_version": RECIPE_VERSION}
+        """Returns what `check_same` takes as ``stored``, just as it is read back from a file."""
+        values = {**self.fields, "recipe_version": RECIPE_VERSION}
+        return dict(json.loads(json.dumps(values)))  # a tuple is a list then
