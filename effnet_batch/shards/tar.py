@@ -59,6 +59,15 @@ def iter_tar(source: Source, census: Census, max_bytes: int) -> Iterator[Member 
         DecodeError: what follows the last item cannot be read.
         TooLargeError: the archive unpacks to more than a shard of its size may.
     """
+    try:
+        yield from _iter_archive(source, census, max_bytes)
+    except _CutError as error:
+        raise DecodeError(str(error)) from None
+
+
+def _iter_archive(
+    source: Source, census: Census, max_bytes: int
+) -> Iterator[Member | Label | None]:
     archive = _Archive(source, max_bytes)
     label_before: tuple[str, str] | None = None
     key_before: str | None = None
