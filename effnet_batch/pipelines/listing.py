@@ -29,6 +29,7 @@ def list_input(input: str, manifest: str, settings: Mapping[str, Any]) -> dict[s
         input,
         room,
         kind=config.input.kind,
+        image_column=config.input.image_column,
         label_from=config.input.label_from,
         limit=config.input.limit,
         sample=config.input.sample,

@@ -39,7 +39,8 @@ from effnet_batch.pipelines.progress import Reporter
 from effnet_batch.pipelines.verify import Report, check, load_manifest, load_run
 from effnet_batch.schema import KIND_IMAGE
 from effnet_batch.sink import OutputPaths
-from effnet_batch.storage import Storage, StorageOptions, canonical_uri, join, redact
+from effnet_batch.storage import Storage, StorageOptions, canonical_uri, join, redact, scheme_of
+from effnet_batch.storage.uris import WEB_SCHEMES
 
 STATE_RUNNING: Final = "running"
 STATE_COMPLETE: Final = "complete"
@@ -49,6 +50,8 @@ STATE_FAILED: Final = "failed"
 
 _MAX_CHECKED: Final = 10_000
 _MAX_PLACES: Final = 16
+_ANSWERS: Final = ("PermissionError", "HTTPError")
+"""Errors of one object from a bucket or host that does answer."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,6 +148,7 @@ class Run:
             self.input,
             self.storage,
             kind=settings.kind,
+            image_column=settings.image_column,
             label_from=settings.label_from,
             limit=settings.limit,
             sample=settings.sample,
@@ -194,14 +198,20 @@ class Run:
             results = self.storage.read_tails(places, 1)
         except OutageError as error:
             raise StorageError(str(error)) from error
-        for result in results:
-            # One forbidden object is a record; that its bucket answers is what matters here.
-            if (
-                isinstance(result, FetchError)
-                and result.is_transient
-                and result.error_type != "PermissionError"
-            ):
-                raise StorageError(f"the first source cannot be read: {result}")
+        silent = [
+            (uri, result)
+            for uri, result in zip(places, results, strict=True)
+            if isinstance(result, FetchError)
+            and result.is_transient
+            and result.error_type not in _ANSWERS
+        ]
+        # One dead web host among several is a record, and one that an earlier run met stays one.
+        if all(scheme_of(uri) in WEB_SCHEMES for uri, _ in silent) and (
+            len(silent) < len(places) or self.ledger.parts
+        ):
+            return
+        if silent:
+            raise StorageError(f"the first source cannot be read: {silent[0][1]}")
 
     def stored_resolution(self) -> dict[str, Any] | None:
         """Returns what an earlier run resolved, when it was asked for the same numbers."""
