@@ -42,7 +42,7 @@ class Backbone(nn.Module):
 
     Attributes:
         embedding_dim: length of the pooled embedding.
-        num_classes: number of logits.
+        num_classes: number of logits; 0 leaves the classifier out, and logits are embeddings.
         image_size: native side of the input, in pixels.
         weights_info: set once weights are loaded.
     """
@@ -57,7 +57,9 @@ class Backbone(nn.Module):
         self.num_classes = num_classes
         self.image_size = image_size
         self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(embedding_dim, num_classes)
+        self.fc: nn.Module = (
+            nn.Linear(embedding_dim, num_classes) if num_classes else nn.Identity()
+        )
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """Maps normalised pixels [N,3,H,W] to the last feature map [N,embedding_dim,h,w]."""
