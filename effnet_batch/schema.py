@@ -124,7 +124,13 @@ def embeddings_schema(*, float16: bool = False, top_k: int = 0, logits: bool = F
         ]
     if logits:
         fields.append(pa.field("logits", vector))
-    fields += [
+    fields += _record_fields()
+    return pa.schema(fields)
+
+
+def _record_fields() -> list[pa.Field]:
+    """Returns the columns that end every output; those of the ledger last."""
+    return [
         pa.field("error_type", pa.string()),
         pa.field("error_message", pa.string()),
         pa.field("run_id", pa.string(), nullable=False),
@@ -136,7 +142,84 @@ def embeddings_schema(*, float16: bool = False, top_k: int = 0, logits: bool = F
         pa.field("status", pa.string(), nullable=False),
         pa.field("num_source_records", pa.int64()),
     ]
-    return pa.schema(fields)
+
+
+_FRAME: Final = pa.struct(
+    [
+        ("pts_seconds", pa.float64()),
+        ("left", pa.int32()),
+        ("top", pa.int32()),
+        ("right", pa.int32()),
+        ("bottom", pa.int32()),
+        ("logit", pa.float32()),
+        ("score", pa.float32()),
+    ]
+)
+_TRACK: Final = pa.struct(
+    [
+        ("track", pa.int32()),
+        ("first_pts_seconds", pa.float64()),
+        ("last_pts_seconds", pa.float64()),
+        ("left", pa.int32()),
+        ("top", pa.int32()),
+        ("right", pa.int32()),
+        ("bottom", pa.int32()),
+        ("logit", pa.float32()),
+        ("score", pa.float32()),
+        ("frames", pa.list_(_FRAME)),
+    ]
+)
+_MEMBER_SCORE: Final = pa.struct(
+    [("checkpoint", pa.string()), ("logit", pa.float32()), ("score", pa.float32())]
+)
+_CROP: Final = pa.struct(
+    [
+        ("track", pa.int32()),
+        ("pts_seconds", pa.float64()),
+        ("score", pa.float32()),
+        ("jpeg", pa.binary()),
+    ]
+)
+
+
+def videos_schema() -> pa.Schema:
+    """Returns the Arrow schema of a part of verdicts: one row per video.
+
+    ``logit``, ``score`` and ``verdict`` are null unless ``status`` is ``ok``; no score is ever made
+    up. Boxes are in pixels of the upright frame, right and bottom exclusive; a track's box spans
+    those of its frames. Times are the container's presentation times.
+    """
+    return pa.schema(
+        [
+            pa.field("uri", pa.string(), nullable=False),
+            pa.field("member", pa.string()),
+            pa.field("label", pa.string()),
+            pa.field("group", pa.string()),
+            pa.field("split", pa.string()),
+            pa.field("verdict", pa.string()),
+            pa.field("score", pa.float32()),
+            pa.field("logit", pa.float32()),
+            pa.field("suspicious_start_seconds", pa.float64()),
+            pa.field("suspicious_end_seconds", pa.float64()),
+            pa.field("duration_seconds", pa.float64()),
+            pa.field("fps", pa.float64()),
+            pa.field("codec", pa.string()),
+            pa.field("width", pa.int32()),
+            pa.field("height", pa.int32()),
+            pa.field("size_bytes", pa.int64()),
+            pa.field("is_partial", pa.bool_()),
+            pa.field("num_frames_expected", pa.int32()),
+            pa.field("num_frames_sampled", pa.int32()),
+            pa.field("num_frames_used", pa.int32()),
+            pa.field("num_faces", pa.int32()),
+            pa.field("num_tracks", pa.int32()),
+            pa.field("aggregation", pa.string()),
+            pa.field("checkpoints", pa.list_(_MEMBER_SCORE)),
+            pa.field("tracks", pa.list_(_TRACK)),
+            pa.field("crops", pa.list_(_CROP)),
+            *_record_fields(),
+        ]
+    )
 
 
 def source_id(uri: str) -> str:
