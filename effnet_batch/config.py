@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from effnet_batch.errors import ConfigError
-from effnet_batch.vocabulary import KINDS
+from effnet_batch.vocabulary import KIND_IMAGE, KINDS, MEDIA
 
 _MIB = 1 << 20
 _Group = TypeVar("_Group")
@@ -78,13 +78,20 @@ class InputSettings:
     kind: str | None = setting(
         None, "What the sources are, if their names do not say.", choices=KINDS
     )
-    image_column: str | None = setting(None, "Column of image bytes in Parquet shards.")
+    image_column: str | None = setting(None, "Column of image or video bytes in Parquet shards.")
     label_from: str | None = setting(
         None, "Take the label from the parent folder's name.", choices=("parent",)
     )
     limit: int | None = setting(None, "Take only the first N sources.", minimum=1)
     sample: int | None = setting(None, "Take N sources at random.", minimum=1)
     seed: int = setting(0, "Seed of --sample.", minimum=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MediumSettings:
+    """Which medium is read, where a job does not say it by itself."""
+
+    medium: str = setting(KIND_IMAGE, "What plain sources and members are.", choices=MEDIA)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -211,6 +218,7 @@ class EmbedConfig(JobConfig):
 class ManifestConfig(JobConfig):
     """Configuration of a listing on its own."""
 
+    medium: MediumSettings = dataclasses.field(default_factory=MediumSettings)
     input: InputSettings = dataclasses.field(default_factory=InputSettings)
     storage: StorageSettings = dataclasses.field(default_factory=StorageSettings)
 

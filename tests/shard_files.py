@@ -52,12 +52,19 @@ def read(
     *,
     wants: Callable[[str | None, int], bool] = lambda name, occurrence: True,
     max_bytes: int = 1 << 20,
+    medium: str = "image",
     image_column: str | None = None,
 ) -> list[Member]:
     stream = io.BytesIO(data) if isinstance(data, bytes) else data
     return list(
         iter_members(
-            kind, URI, stream, is_wanted=wants, max_bytes=max_bytes, image_column=image_column
+            kind,
+            URI,
+            stream,
+            is_wanted=wants,
+            max_bytes=max_bytes,
+            medium=medium,
+            image_column=image_column,
         )
     )
 

@@ -16,6 +16,7 @@ from effnet_batch.errors import ConfigError, FetchError, InputError
 from effnet_batch.manifest.columns import Columns, kind_of, path_of
 from effnet_batch.manifest.lists import LIST_EXTENSIONS, Entry, is_parquet_list, read_entries
 from effnet_batch.manifest.store import select_sources
+from effnet_batch.shards import medium_of
 from effnet_batch.storage import ObjectInfo, Storage, canonical_uri, redact, scheme_of
 from effnet_batch.storage.hosts import is_public
 from effnet_batch.storage.uris import LOCAL, WEB_SCHEMES, split_signature
@@ -29,6 +30,7 @@ def build_manifest(
     input: str,
     storage: Storage,
     *,
+    medium: str = schema.KIND_IMAGE,
     kind: str | None = None,
     image_column: str | None = None,
     recursive: bool = True,
@@ -41,16 +43,20 @@ def build_manifest(
 ) -> pa.Table:
     """Lists an input.
 
-    In a folder or glob, files whose extension is neither an image's nor a shard's are skipped and
-    counted; `summarize` tells. In a list every entry is a source, whatever its name.
+    In a folder or glob, files whose extension is neither the medium's nor a shard's are skipped
+    and counted; `summarize` tells. In a list every entry is a source, whatever its name.
 
     Args:
-        input: folder, glob, one image or shard, or list (.txt, .lst, .csv, .tsv, .jsonl, .ndjson,
-            or .parquet with a ``uri``, ``url``, ``path`` or ``file`` column and no images); local
-            or remote. Relative entries of a list are relative to the list's own folder.
+        input: folder, glob, one image, video or shard, or list (.txt, .lst, .csv, .tsv, .jsonl,
+            .ndjson, or .parquet with a ``uri``, ``url``, ``path`` or ``file`` column and none of
+            the medium); local or remote. Relative entries of a list are relative to the list's
+            own folder.
         storage: how it is reached.
-        kind: what sources are whose name does not say; ``parquet`` also makes a Parquet input a
-            shard, whatever its columns.
+        medium: what the job reads, one of `schema.MEDIA`. Files of the other medium are skipped
+            in a folder whatever ``kind`` says.
+        kind: what sources are whose name does not say, by default ``medium``; in a folder those
+            are skipped by default. ``parquet`` also makes a Parquet input a shard, whatever its
+            columns.
         image_column: a Parquet input that has this column is a shard.
         recursive: also list the folders inside a folder.
         label_from: ``parent`` takes the label of a source without one from its folder's name.
@@ -64,18 +70,22 @@ def build_manifest(
         Table of `schema.MANIFEST_SCHEMA` in the order of the listing, each URI once.
 
     Raises:
-        InputError: there is nothing to read, or a list has entries that are refused.
+        InputError: there is nothing to read, or a list has entries that are refused, such as a
+            manifest's rows of the other medium; or ``kind`` is the other medium.
         ConfigError: the input's own URI is refused.
         StorageError: the input cannot be listed.
     """
-    found = _look(input, storage, kind, image_column)
-    columns = Columns(kind=kind, label_from=label_from)
+    if medium not in schema.MEDIA:
+        raise ValueError(f"medium: got {medium!r}, allowed: {', '.join(schema.MEDIA)}")
+    _check_kind(kind, medium)
+    found = _look(input, storage, medium, kind, image_column)
+    columns = Columns(medium=medium, kind=kind, label_from=label_from)
     if found.form is not None:
-        _add_list(columns, found, storage, skip_bad_lines=skip_bad_lines)
+        _add_list(columns, found, storage, medium, skip_bad_lines=skip_bad_lines)
     elif found.is_single:
         columns.add(
             found.uri,
-            kind=kind or kind_of(found.uri),
+            kind=kind or kind_of(found.uri, medium),
             is_signed=found.is_signed,
             size_bytes=found.info.size_bytes,
             etag=found.info.etag,
@@ -84,12 +94,12 @@ def build_manifest(
     else:
         stop_at = limit if sample is None else None
         excluded = None if exclude is None else canonical_uri(exclude)
-        _add_listing(columns, found.uri, storage, kind, recursive, excluded, stop_at)
+        _add_listing(columns, found.uri, storage, medium, kind, recursive, excluded, stop_at)
     if not columns.num_rows:
         skipped = ", ".join(f"{count} {name}" for name, count in columns.skipped.items())
         raise InputError(
-            f"{found.uri}: no images or shards found"
-            + (f"; skipped: {skipped}; --kind says what they are" if skipped else "")
+            f"{found.uri}: no {medium}s or shards found"
+            + (f"; skipped: {skipped}; --kind says what unknown ones are" if skipped else "")
         )
     table = columns.table()
     if found.form is not None:
@@ -101,6 +111,8 @@ def fetch_uris(
     table: pa.Table,
     input: str,
     storage: Storage,
+    *,
+    medium: str = schema.KIND_IMAGE,
 ) -> dict[str, str]:
     """Reads the signed URLs of an input again; they are never stored.
 
@@ -108,6 +120,7 @@ def fetch_uris(
         table: manifest; only its rows with ``is_signed`` matter.
         input: what the manifest was built from.
         storage: how it is reached.
+        medium: what the manifest was built for.
 
     Returns:
         source_id -> URL with its signature. Keep it in memory only.
@@ -118,7 +131,7 @@ def fetch_uris(
     signed = set(table.filter(table["is_signed"])["source_id"].to_pylist())
     if not signed:
         return {}
-    found = _look(input, storage, None, None)
+    found = _look(input, storage, medium, None, None)
     urls: dict[str, str] = {}
     if found.is_signed and found.form is None:
         urls[schema.source_id(found.uri)] = input
@@ -150,7 +163,9 @@ class _Found:
     fetch_uri: str | None = dataclasses.field(default=None, repr=False)
 
 
-def _look(text: str, storage: Storage, kind: str | None, image_column: str | None) -> _Found:
+def _look(
+    text: str, storage: Storage, medium: str, kind: str | None, image_column: str | None
+) -> _Found:
     uri = canonical_uri(text)
     is_web = scheme_of(uri) in WEB_SCHEMES
     is_signed = is_web and split_signature(text)[1]
@@ -174,7 +189,7 @@ def _look(text: str, storage: Storage, kind: str | None, image_column: str | Non
     if form == "parquet":
         try:
             with storage.open(uri, fetch_uri=fetch_uri) as stream:
-                is_list = is_parquet_list(stream, image_column)
+                is_list = is_parquet_list(stream, medium, image_column)
         except FetchError as error:
             raise InputError(str(error)) from None
         if not is_list:
@@ -186,6 +201,7 @@ def _add_listing(
     columns: Columns,
     uri: str,
     storage: Storage,
+    medium: str,
     kind: str | None,
     recursive: bool,
     excluded: str | None,
@@ -195,7 +211,8 @@ def _add_listing(
         for info in page:
             if excluded is not None and info.uri.startswith(f"{excluded.rstrip('/')}/"):
                 continue
-            found = kind_of(info.uri) or kind
+            is_other = medium_of(path_of(info.uri)) not in (None, medium)
+            found = None if is_other else kind_of(info.uri, medium) or kind
             if found is None:
                 columns.skip(info.uri)
                 continue
@@ -219,11 +236,14 @@ def _entries(found: _Found, storage: Storage) -> Iterator[Entry]:
         raise InputError(str(error)) from None
 
 
-def _add_list(columns: Columns, found: _Found, storage: Storage, *, skip_bad_lines: bool) -> None:
+def _add_list(
+    columns: Columns, found: _Found, storage: Storage, medium: str, *, skip_bad_lines: bool
+) -> None:
     problems: list[str] = []
     for entry in _entries(found, storage):
         try:
             uri, is_signed = _resolve(entry, found, storage)
+            _check_kind(entry.kind, medium)
         except ConfigError as error:
             columns.num_bad_lines += 1
             if len(problems) < _MAX_BAD_LINES:
@@ -248,6 +268,12 @@ def _add_list(columns: Columns, found: _Found, storage: Storage, *, skip_bad_lin
         )
 
 
+def _check_kind(kind: str | None, medium: str) -> None:
+    allowed = [name for name in schema.KINDS if name == medium or name not in schema.MEDIA]
+    if kind is not None and kind not in allowed:
+        raise InputError(f"kind: got {kind!r}, allowed for {medium}s: {', '.join(allowed)}")
+
+
 def _resolve(entry: Entry, found: _Found, storage: Storage) -> tuple[str, bool]:
     """Returns (canonical URI, whether its URL is signed) of an entry.
 
@@ -256,8 +282,6 @@ def _resolve(entry: Entry, found: _Found, storage: Storage) -> tuple[str, bool]:
     """
     if entry.problem is not None:
         raise InputError(entry.problem)
-    if entry.kind is not None and entry.kind not in schema.KINDS:
-        raise InputError(f"kind: got {entry.kind!r}, allowed: {', '.join(schema.KINDS)}")
     base = found.uri.rpartition("/")[0] or "/"
     try:
         uri = canonical_uri(entry.text, base=base)

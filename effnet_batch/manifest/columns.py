@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 import pyarrow as pa
 
 from effnet_batch import schema
-from effnet_batch.shards import is_image_name
+from effnet_batch.shards import medium_of
 from effnet_batch.storage import local_path, scheme_of
 from effnet_batch.storage.uris import LOCAL, WEB_SCHEMES
 
@@ -44,11 +44,16 @@ def path_of(uri: str) -> str:
     return "/" + uri.partition("://")[2].partition("/")[2]
 
 
-def kind_of(uri: str) -> str | None:
-    """Returns what the extension of a canonical URI says it is, or None."""
+def kind_of(uri: str, medium: str = schema.KIND_IMAGE) -> str | None:
+    """Returns what the extension of a canonical URI says it is to a job of a medium, or None.
+
+    Args:
+        uri: canonical URI.
+        medium: one of `schema.MEDIA`; the other's extensions are nothing to the job.
+    """
     name = path_of(uri).rpartition("/")[2]
-    if is_image_name(name):
-        return schema.KIND_IMAGE
+    if medium_of(name) == medium:
+        return medium
     lowered = name.lower()
     for extension, kind in _SHARD_EXTENSIONS.items():
         if lowered.endswith(extension) and not name.startswith("."):
@@ -65,12 +70,14 @@ class Columns:
     """Collects rows and turns each page of them into Arrow, so that few are Python objects.
 
     Args:
-        kind: what sources are whose name does not say; None for images.
+        medium: what plain sources are.
+        kind: what sources are whose name does not say; None for ``medium``.
         label_from: ``parent`` labels a source without a label by its folder's name.
     """
 
-    def __init__(self, *, kind: str | None, label_from: str | None) -> None:
-        self._kind = kind
+    def __init__(self, *, medium: str, kind: str | None, label_from: str | None) -> None:
+        self._medium = medium
+        self._kind = kind or medium
         self._label_from = label_from
         self._page: list[dict[str, Any]] = []
         self._batches: list[pa.RecordBatch] = []
@@ -98,7 +105,7 @@ class Columns:
             {
                 "uri": uri,
                 "source_id": schema.source_id(uri),
-                "kind": kind or kind_of(uri) or self._kind or schema.KIND_IMAGE,
+                "kind": kind or kind_of(uri, self._medium) or self._kind,
                 "size_bytes": size_bytes,
                 "etag": etag,
                 "mtime": mtime,

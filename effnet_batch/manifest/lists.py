@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from effnet_batch.errors import InputError
 from effnet_batch.manifest.columns import METADATA_KEY, as_utf8
-from effnet_batch.shards import find_image_column
+from effnet_batch.shards import find_media_column
 
 URI_COLUMNS: Final = ("uri", "url", "path", "file")
 """Columns that hold the URI, in this order of preference, in any case."""
@@ -57,7 +57,7 @@ class Entry:
     """From here on, as `kind`: only a manifest says it."""
 
 
-def is_parquet_list(stream: BinaryIO, image_column: str | None = None) -> bool:
+def is_parquet_list(stream: BinaryIO, medium: str, image_column: str | None = None) -> bool:
     """Returns whether a Parquet file is a list or manifest rather than a shard, by its schema.
 
     A file that cannot be read is no list: as a shard it becomes a record that says so.
@@ -68,8 +68,8 @@ def is_parquet_list(stream: BinaryIO, image_column: str | None = None) -> bool:
         return False
     if METADATA_KEY in (columns.metadata or {}):
         return True
-    has_images = find_image_column(columns, image_column) is not None
-    return _find(columns.names, URI_COLUMNS) is not None and not has_images
+    has_media = find_media_column(columns, medium, image_column) is not None
+    return _find(columns.names, URI_COLUMNS) is not None and not has_media
 
 
 def read_entries(stream: BinaryIO, uri: str, form: str) -> Iterator[Entry]:

@@ -36,7 +36,7 @@ class ManifestSummary:
     num_signed: int
     """Sources whose URL had a signature."""
     num_skipped_by_extension: dict[str, int]
-    """Files that are neither images nor shards; extensions in lower case with their dot."""
+    """Files that are neither shards nor of the medium; lower-case extensions with their dot."""
     num_bad_lines: int
     """Entries of the list that were refused and left out."""
 

@@ -28,6 +28,7 @@ def list_input(input: str, manifest: str, settings: Mapping[str, Any]) -> dict[s
     table = build_manifest(
         input,
         room,
+        medium=config.medium.medium,
         kind=config.input.kind,
         image_column=config.input.image_column,
         label_from=config.input.label_from,

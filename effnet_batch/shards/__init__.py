@@ -1,4 +1,4 @@
-"""Shards: the images inside tar, zip and Parquet files, one after the other.
+"""Shards: the images, or videos, inside tar, zip and Parquet files, one after the other.
 
 A shard comes from anywhere, so nothing in it is believed: names are only labels and nothing is
 extracted, links are not followed, sizes are checked against what really comes out, and damage
@@ -14,29 +14,37 @@ from effnet_batch import schema
 from effnet_batch.errors import DecodeError, RecordError
 from effnet_batch.shards.member import (
     IMAGE_EXTENSIONS,
+    VIDEO_EXTENSIONS,
     Census,
     IsWanted,
     Label,
     Member,
     Source,
-    is_image_name,
+    medium_of,
 )
-from effnet_batch.shards.parquet import IMAGE_COLUMNS, find_image_column, iter_parquet
+from effnet_batch.shards.parquet import (
+    IMAGE_COLUMNS,
+    VIDEO_COLUMNS,
+    find_media_column,
+    iter_parquet,
+)
 from effnet_batch.shards.tar import iter_tar
 from effnet_batch.shards.zip import iter_zip
 
 __all__ = [
     "IMAGE_COLUMNS",
     "IMAGE_EXTENSIONS",
+    "VIDEO_COLUMNS",
+    "VIDEO_EXTENSIONS",
     "IsWanted",
     "Member",
-    "find_image_column",
-    "is_image_name",
+    "find_media_column",
     "iter_members",
+    "medium_of",
 ]
 
 _Items = Iterator[Member | Label | None]
-_READERS: Final[dict[str, Callable[[Source, Census, int], _Items]]] = {
+_READERS: Final[dict[str, Callable[[Source, Census, int, str], _Items]]] = {
     schema.KIND_TAR: iter_tar,
     schema.KIND_ZIP: iter_zip,
 }
@@ -51,9 +59,10 @@ def iter_members(
     *,
     is_wanted: IsWanted,
     max_bytes: int,
+    medium: str = schema.KIND_IMAGE,
     image_column: str | None = None,
 ) -> Iterator[Member]:
-    """Yields the wanted images of a shard in its own order, holding at most two of them.
+    """Yields a shard's wanted images, or videos, in its own order, holding at most two of them.
 
     Args:
         kind: ``tar`` (plain, .gz, .bz2, .xz or .zst, told apart by content), ``zip`` or
@@ -64,7 +73,9 @@ def iter_members(
             record that stands for what cannot be read. Members that are not wanted are counted,
             and their bytes are not read where the format allows it.
         max_bytes: largest member in bytes; larger ones are ``too_large`` records.
-        image_column: Parquet column that holds the images; None recognises the usual ones.
+        medium: which of `schema.MEDIA` the members are. In a tar or zip their extension says so,
+            and the other medium's files are no members.
+        image_column: Parquet column that holds the members; None recognises the usual ones.
 
     Yields:
         Members with ``data`` or ``error``. The shard's last member carries ``num_members``; when
@@ -74,22 +85,24 @@ def iter_members(
         FetchError: the stream failed; what was yielded is an incomplete reading of the shard.
         OutageError: storage went away.
     """
+    if medium not in schema.MEDIA:
+        raise ValueError(f"medium: got {medium!r}, allowed: {', '.join(schema.MEDIA)}")
     census = Census(is_wanted)
     items: _Items
     if kind == schema.KIND_PARQUET:
         # Columns are read in turns, each with its own read-ahead; one below them would be thrown
         # away and fetched again at every turn.
         source = Source(getattr(stream, "raw", stream), uri)
-        items = iter_parquet(source, census, max_bytes, image_column)
+        items = iter_parquet(source, census, max_bytes, medium, image_column)
     elif kind in _READERS:
         source = Source(stream, uri)
-        items = _READERS[kind](source, census, max_bytes)
+        items = _READERS[kind](source, census, max_bytes, medium)
     else:
         raise ValueError(f"kind: got {kind!r}, allowed: tar, zip, parquet")
 
     pending: Member | None = None
     # The last member is known only when nothing follows, so each one waits for the next.
-    for item in _with_damage(items, source, census):
+    for item in _with_damage(items, source, census, medium):
         if isinstance(item, Label):
             if pending is not None and pending.label is None:
                 pending = dataclasses.replace(pending, label=item.text)
@@ -101,8 +114,8 @@ def iter_members(
         yield dataclasses.replace(pending, num_members=census.num_members)
 
 
-def _with_damage(items: _Items, source: Source, census: Census) -> _Items:
-    """Adds the record that stands for what could not be read, or for a shard without images."""
+def _with_damage(items: _Items, source: Source, census: Census, medium: str) -> _Items:
+    """Adds the record that stands for what could not be read, or for a shard without members."""
     try:
         yield from items
     except Exception as error:
@@ -117,4 +130,4 @@ def _with_damage(items: _Items, source: Source, census: Census) -> _Items:
         yield census.rest(error)
         return
     if not census.num_members:
-        yield census.rest(DecodeError(f"{source.uri}: no images in shard"))
+        yield census.rest(DecodeError(f"{source.uri}: no {medium}s in shard"))

@@ -8,9 +8,15 @@ from collections.abc import Callable
 from typing import Any, BinaryIO, Final
 
 from effnet_batch.errors import FetchError, RecordError
+from effnet_batch.schema import KIND_IMAGE, KIND_VIDEO
 
 IMAGE_EXTENSIONS: Final = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"})
 """Extensions, in lower case, by which a file or member counts as an image."""
+
+VIDEO_EXTENSIONS: Final = frozenset(
+    {"mp4", "m4v", "mov", "mkv", "webm", "avi", "ts", "m2ts", "mts", "mpg", "mpeg"}
+)
+"""The same for videos: the containers that are decoded, under their usual names."""
 
 MAX_NAME_CHARS: Final = 4096
 """Longer member names are cut here and told apart by a hash, before their extension."""
@@ -24,22 +30,22 @@ IsWanted = Callable[[str | None, int], bool]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Member:
-    """One image of a shard, or why it could not be had; exactly one of data and error is set."""
+    """One image or video of a shard, or why there is none: just one of data and error is set."""
 
     name: str | None
     """Name inside the shard as valid UTF-8; None stands for all that could not be read."""
     occurrence: int = 0
     """How often this name came before in the same shard."""
     data: bytes | None = None
-    """The encoded image."""
+    """The encoded image or video."""
     error: RecordError | None = None
     """Why there are no bytes."""
     size_bytes: int | None = None
-    """Size of the encoded image as found, or as the shard declares it."""
+    """Size of the encoded bytes as found, or as the shard declares it."""
     num_members: int | None = None
     """Number of members of the shard; set on its last member only."""
     label: str | None = None
-    """The label the shard gives this image."""
+    """The label the shard gives this member."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -145,12 +151,15 @@ class Source(io.RawIOBase):
         return failure
 
 
-def is_image_name(name: str) -> bool:
-    """Returns whether a path names an image by its extension; macOS's ``._`` twins do not."""
+def medium_of(name: str) -> str | None:
+    """Returns which of `schema.MEDIA` a path's extension names; macOS's ``._`` twins name none."""
     base = name.rpartition("/")[2]
     stem, dot, extension = base.rpartition(".")
-    is_image = bool(dot and stem) and extension.lower() in IMAGE_EXTENSIONS
-    return is_image and not base.startswith("._")
+    if not (dot and stem) or base.startswith("._"):
+        return None
+    if extension.lower() in IMAGE_EXTENSIONS:
+        return KIND_IMAGE
+    return KIND_VIDEO if extension.lower() in VIDEO_EXTENSIONS else None
 
 
 def member_name(raw: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Parquet shards: an image column read in batches of few rows."""
+"""Parquet shards: a column of images or videos, read in batches of few rows."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -9,18 +9,25 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from effnet_batch.errors import DecodeError, RecordError, TooLargeError, UnsupportedError
+from effnet_batch.schema import KIND_IMAGE, KIND_VIDEO
 from effnet_batch.shards.member import Census, Member, Source, member_name
 
 IMAGE_COLUMNS: Final = ("image", "img", "bytes", "jpg", "png", "content")
 """Names under which a binary column is taken for the images."""
 
-_STRUCT_COLUMNS: Final = ("image", "img")
+VIDEO_COLUMNS: Final = (
+    "video", "bytes", "mp4", "mov", "mkv", "webm", "avi", "content"
+)  # fmt: skip
+"""The same for videos."""
+
+_COLUMNS: Final = {KIND_IMAGE: IMAGE_COLUMNS, KIND_VIDEO: VIDEO_COLUMNS}
+_STRUCT_COLUMNS: Final = {KIND_IMAGE: ("image", "img"), KIND_VIDEO: ("video",)}
 _LABEL_COLUMN: Final = "label"
 _BATCH_BYTES: Final = 16 << 20
 # A dictionary page can make every row as large as the largest value, so rows are bounded too.
 _MAX_BATCH_ROWS: Final = 8
 _NAME_BATCH_ROWS: Final = 4096
-# No image is smaller; a footer that declares more rows than fit would make records without end.
+# No member is smaller; a footer that declares more rows than fit would make records without end.
 _MIN_ROW_BYTES: Final = 32
 _FREE_ROWS: Final = 1000
 _BUFFER_BYTES: Final = 8 << 20
@@ -28,48 +35,52 @@ _DAMAGE: Final = (pa.ArrowException, OSError, ValueError, EOFError, OverflowErro
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class ImageColumn:
-    """Where a Parquet file keeps its images."""
+class MediaColumn:
+    """Where a Parquet file keeps its images or videos."""
 
     name: str
     """Name of the top-level column."""
     is_struct: bool
     """Whether it is Hugging Face's struct of ``bytes`` and ``path``."""
     has_path: bool
-    """Whether that struct names its images."""
+    """Whether that struct names its members."""
 
 
-def find_image_column(columns: pa.Schema, wanted: str | None = None) -> ImageColumn | None:
-    """Returns the column that holds images, or None.
+def find_media_column(
+    columns: pa.Schema, medium: str, wanted: str | None = None
+) -> MediaColumn | None:
+    """Returns the column that holds images, or videos, or None.
 
     Only plain binary types count, so that a file cannot bring in an extension type whose values
     Python would unpickle.
 
     Args:
         columns: schema of the file.
-        wanted: the column to take; None recognises ``image`` and ``img`` structs, then the one
-            binary column that is called as in `IMAGE_COLUMNS`.
+        medium: one of `schema.MEDIA`.
+        wanted: the column to take; None recognises the structs ``image`` and ``img``, or
+            ``video``, then the one binary column that is called as in `IMAGE_COLUMNS` or
+            `VIDEO_COLUMNS`.
     """
-    for name in (wanted,) if wanted is not None else _STRUCT_COLUMNS:
+    for name in (wanted,) if wanted is not None else _STRUCT_COLUMNS[medium]:
         column = _as_struct(columns, name)
         if column is not None:
             return column
-    plain = (wanted,) if wanted is not None else IMAGE_COLUMNS
+    plain = (wanted,) if wanted is not None else _COLUMNS[medium]
     found = [name for name in plain if _has(columns, name, _is_binary)]
-    return ImageColumn(found[0], is_struct=False, has_path=False) if len(found) == 1 else None
+    return MediaColumn(found[0], is_struct=False, has_path=False) if len(found) == 1 else None
 
 
 def iter_parquet(
-    source: Source, census: Census, max_bytes: int, image_column: str | None
+    source: Source, census: Census, max_bytes: int, medium: str, image_column: str | None
 ) -> Iterator[Member | None]:
-    """Yields the images of a Parquet file row by row; None for each that is not wanted.
+    """Yields a Parquet file's images, or videos, row by row; None for each that is not wanted.
 
     Row groups without a wanted row are not read. Rows of a damaged row group are records of
     their own, and the next row group is tried.
 
     Raises:
         DecodeError: the footer cannot be read.
-        UnsupportedError: no column holds images.
+        UnsupportedError: no column holds the medium.
         TooLargeError: the footer declares more rows than the file has bytes.
     """
     try:
@@ -77,11 +88,11 @@ def iter_parquet(
         columns = file.schema_arrow
     except _DAMAGE as error:
         raise DecodeError(f"{source.uri}: no readable Parquet footer: {error}") from None
-    column = find_image_column(columns, image_column)
+    column = find_media_column(columns, medium, image_column)
     if column is None:
-        expected = image_column or "one of " + ", ".join(IMAGE_COLUMNS)
+        expected = image_column or "one of " + ", ".join(_COLUMNS[medium])
         raise UnsupportedError(
-            f"{source.uri}: no single column of image bytes; got: "
+            f"{source.uri}: no single column of {medium} bytes; got: "
             f"{', '.join(columns.names)[:1000]}; expected: {expected}; choose one with "
             "--image-column"
         )
@@ -104,7 +115,7 @@ def _iter_group(
     group: int,
     first_row: int,
     num_rows: int,
-    column: ImageColumn,
+    column: MediaColumn,
     source: Source,
     census: Census,
     max_bytes: int,
@@ -119,15 +130,15 @@ def _iter_group(
     row = 0
     damage: str = "the row group ends too early"
     try:
-        for images, labels in _iter_batches(file, group, num_rows, column):
-            for index in range(min(len(images), num_rows - row)):
+        for cells, labels in _iter_batches(file, group, num_rows, column):
+            for index in range(min(len(cells), num_rows - row)):
                 occurrence = occurrences[row]
                 if occurrence is None:
                     yield None
                 else:
                     where = f"{source.uri}: member {names[row]}"
                     yield _member(
-                        names[row], occurrence, images[index], labels[index], where, max_bytes
+                        names[row], occurrence, cells[index], labels[index], where, max_bytes
                     )
                 row += 1
     except _DAMAGE as error:
@@ -143,7 +154,7 @@ def _iter_group(
 
 
 def _read_names(
-    file: pq.ParquetFile, group: int, column: ImageColumn, names: list[str], source: Source
+    file: pq.ParquetFile, group: int, column: MediaColumn, names: list[str], source: Source
 ) -> list[str]:
     """Returns the rows' paths; rows without one, or that cannot be read, keep their number."""
     found: list[str] = []
@@ -170,9 +181,9 @@ def _read_names(
 
 
 def _iter_batches(
-    file: pq.ParquetFile, group: int, num_rows: int, column: ImageColumn
+    file: pq.ParquetFile, group: int, num_rows: int, column: MediaColumn
 ) -> Iterator[tuple[pa.Array, list[str | None]]]:
-    """Yields (images, labels) of a few rows at a time."""
+    """Yields (cells of bytes, labels) of a few rows at a time."""
     has_label = _has(file.schema_arrow, _LABEL_COLUMN, _is_label)
     columns = [f"{column.name}.bytes" if column.is_struct else column.name]
     metadata = file.metadata.row_group(group)
@@ -184,23 +195,23 @@ def _iter_batches(
         columns=[*columns, _LABEL_COLUMN] if has_label else columns,
         use_threads=False,
     ):
-        images = batch.column(column.name)
+        cells = batch.column(column.name)
         if column.is_struct:
-            images = pc.struct_field(images, "bytes")
+            cells = pc.struct_field(cells, "bytes")
         labels: list[str | None] = [None] * batch.num_rows
         if has_label:
             labels = _labels(batch.column(_LABEL_COLUMN))
-        yield images, labels
+        yield cells, labels
 
 
 def _member(
-    name: str, occurrence: int, image: pa.Scalar, label: str | None, where: str, max_bytes: int
+    name: str, occurrence: int, cell: pa.Scalar, label: str | None, where: str, max_bytes: int
 ) -> Member:
     error: RecordError
-    if not image.is_valid:
+    if not cell.is_valid:
         error = DecodeError(f"{where}: the cell is null")
         return Member(name, occurrence, error=error, label=label)
-    buffer = image.as_buffer()
+    buffer = cell.as_buffer()
     if buffer.size > max_bytes:
         error = TooLargeError(f"{where}: {buffer.size} bytes, allowed: {max_bytes}")
         return Member(name, occurrence, error=error, size_bytes=buffer.size, label=label)
@@ -216,14 +227,14 @@ def _labels(column: pa.Array) -> list[str | None]:
     return [None if value is None else member_name(value) for value in values]
 
 
-def _as_struct(columns: pa.Schema, name: str) -> ImageColumn | None:
+def _as_struct(columns: pa.Schema, name: str) -> MediaColumn | None:
     index = columns.get_field_index(name)
     if index < 0 or not pa.types.is_struct(columns.field(index).type):
         return None
     struct = columns.field(index).type
     has_bytes = struct.get_field_index("bytes") >= 0 and _is_binary(struct.field("bytes").type)
     has_path = struct.get_field_index("path") >= 0 and _is_text(struct.field("path").type)
-    return ImageColumn(name, is_struct=True, has_path=has_path) if has_bytes else None
+    return MediaColumn(name, is_struct=True, has_path=has_path) if has_bytes else None
 
 
 def _has(columns: pa.Schema, name: str, is_type: Callable[[pa.DataType], bool]) -> bool:

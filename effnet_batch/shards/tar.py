@@ -20,8 +20,8 @@ from effnet_batch.shards.member import (
     Label,
     Member,
     Source,
-    is_image_name,
     max_unpacked_bytes,
+    medium_of,
     member_name,
 )
 
@@ -49,24 +49,26 @@ class _Bytes(Protocol):
     def read(self, size: int, /) -> bytes: ...
 
 
-def iter_tar(source: Source, census: Census, max_bytes: int) -> Iterator[Member | Label | None]:
-    """Yields a tar's images; None for each that is not wanted.
+def iter_tar(
+    source: Source, census: Census, max_bytes: int, medium: str
+) -> Iterator[Member | Label | None]:
+    """Yields a tar's images, or videos; None for each that is not wanted.
 
-    Directories, links and devices are no members. A ``.cls`` file directly before or after an
-    image of the same key gives its label.
+    Directories, links and devices are no members. A ``.cls`` file directly before or after a
+    member of the same key gives its label.
 
     Raises:
         DecodeError: what follows the last item cannot be read.
         TooLargeError: the archive unpacks to more than a shard of its size may.
     """
     try:
-        yield from _iter_archive(source, census, max_bytes)
+        yield from _iter_archive(source, census, max_bytes, medium)
     except _CutError as error:
         raise DecodeError(str(error)) from None
 
 
 def _iter_archive(
-    source: Source, census: Census, max_bytes: int
+    source: Source, census: Census, max_bytes: int, medium: str
 ) -> Iterator[Member | Label | None]:
     archive = _Archive(source, max_bytes)
     label_before: tuple[str, str] | None = None
@@ -85,7 +87,7 @@ def _iter_archive(
             key_before = None
             continue
         key_before = None
-        if not is_image_name(name):
+        if medium_of(name) != medium:
             archive.skip(size)
             continue
         occurrence = census.admit(name)

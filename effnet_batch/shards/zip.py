@@ -12,8 +12,8 @@ from effnet_batch.shards.member import (
     Census,
     Member,
     Source,
-    is_image_name,
     max_unpacked_bytes,
+    medium_of,
     member_name,
 )
 
@@ -32,8 +32,10 @@ _DAMAGE: Final = (
 )
 
 
-def iter_zip(source: Source, census: Census, max_bytes: int) -> Iterator[Member | None]:
-    """Yields a zip's images in the order of its directory; None for each that is not wanted.
+def iter_zip(
+    source: Source, census: Census, max_bytes: int, medium: str
+) -> Iterator[Member | None]:
+    """Yields a zip's images, or videos, in its directory's order; None for each not wanted.
 
     Directories and links are no members, and an archive inside is not opened. What all members
     declare is bounded together: overlapping entries let a small file inflate without end.
@@ -51,7 +53,7 @@ def iter_zip(source: Source, census: Census, max_bytes: int) -> Iterator[Member 
     for info in archive.infolist():
         name = _name(info)
         file_type = stat.S_IFMT(info.external_attr >> 16)
-        if file_type not in (0, stat.S_IFREG) or not is_image_name(name):
+        if file_type not in (0, stat.S_IFREG) or medium_of(name) != medium:
             continue
         if info.file_size <= max_bytes:
             # Declared sizes count, wanted or not: a rerun must stop at the same member.
