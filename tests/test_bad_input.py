@@ -1,9 +1,12 @@
 """What bad and hostile input gets: one record each, a finished job, and nothing read outside."""
 
 import ctypes
+import http.server
 import os
 import random
 import signal
+import socket
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,11 +26,13 @@ from bad_files import (
     write_hostile_shards,
 )
 from photographs import encode, photograph, small_jpegs
+from s3_server import S3Server
 
 from effnet_batch.cli import main
 from effnet_batch.manifest import build_manifest
 from effnet_batch.pipelines.session import ray_session
 from effnet_batch.storage import Storage
+from effnet_batch.storage.hosts import is_public
 
 MODEL = ("--model=efficientnet_lite0", "--weights=random", "--image-size=64", "--engine=torch")
 
@@ -223,3 +228,147 @@ def test_mutated_photographs_are_one_record_each(
     assert all(False in found for found in by_format.values())
     assert {name for name, found in by_format.items() if True in found} >= {"jpeg", "gif", "bmp"}
     assert run_command(capfd, "verify", str(output), "--deep")[0] == 0
+
+
+REFUSED = {
+    "file:///{canary}": "local file",
+    "{canary}": "local file",
+    "../../outside/canary.jpg": "leaves",
+    "simplecache::s3://effnet-test/a.jpg": "::",
+    "zip://canary.jpg::file:///{canary}": "::",
+    "http://169.254.169.254/latest/meta-data/iam/": "private",
+    "http://[fd00:ec2::254]/latest/meta-data/": "private",
+    "http://metadata.google.internal/computeMetadata/v1/": "private",
+    "http://localhost:{port}/inside.jpg": "private",
+    "http://127.0.0.1:{port}/inside.jpg": "private",
+    "http://0x7f000001:{port}/inside.jpg": "private",
+    "http://user:SENTINELpassword@127.0.0.1:{port}/inside.jpg": "user information",
+    "https://h.example/a.jpg?sig=SENTINELsignature::file:///etc/passwd": "::",
+}
+
+
+class Web(http.server.ThreadingHTTPServer):
+    """A web server on every address of this machine that notes what it is asked for."""
+
+    def __init__(self, pages: dict[str, bytes | str]) -> None:
+        super().__init__(("", 0), WebHandler)
+        self.pages = pages
+        self.asked: list[str] = []
+
+
+class WebHandler(http.server.BaseHTTPRequestHandler):
+    """Answers with a page's bytes, or sends on to the URL that stands there instead."""
+
+    def do_GET(self) -> None:
+        assert isinstance(self.server, Web)
+        self.server.asked.append(self.path)
+        page = self.server.pages.get(self.path)
+        if page is None:
+            self.send_error(404)
+        elif isinstance(page, str):
+            self.send_response(302)
+            self.send_header("Location", page)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        else:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(page)))
+            self.end_headers()
+            self.wfile.write(page)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def web(canary: Path) -> Iterator[Web]:
+    """A server of one image and of ways that lead somewhere else."""
+    with Web({"/inside.jpg": small_jpegs(1)[0]}) as server:
+        top = f"http://127.0.0.1:{server.server_port}"
+        server.pages |= {
+            "/moved.jpg": "/inside.jpg",
+            "/far.jpg": f"{top}/moved.jpg",
+            "/round.jpg": f"{top}/round.jpg",
+            "/to-file.jpg": f"file://{canary}",
+            "/to-user.jpg": f"http://user:SENTINELpassword@127.0.0.1:{server.server_port}/",
+        }
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def test_a_hostile_list_in_a_bucket_is_refused_before_anything_is_read(
+    tmp_path: Path,
+    canary: Path,
+    web: Web,
+    s3: S3Server,
+    s3_prefix: str,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    watch = Watch(canary)
+    key = s3_prefix.removeprefix(f"s3://{s3.bucket}/")
+    lines = [line.format(canary=canary, port=web.server_port) for line in REFUSED]
+    for start in range(0, len(lines), 10):  # a message has room for ten
+        some = lines[start : start + 10]
+        uri = s3.put(f"{key}list.txt", "\n".join(["good.jpg", *some]).encode())
+        code, out, err = run_command(capfd, "embed", uri, str(tmp_path / "out"), *MODEL)
+        assert code == 2
+        assert f"{len(some)} entries are refused" in err
+        said = [line for line in err.splitlines() if line.startswith("  line ")]
+        for number, (line, reason) in enumerate(
+            zip(said, list(REFUSED.values())[start:], strict=False)
+        ):
+            assert line.startswith(f"  line {number + 2}: ")
+            assert reason in line
+        assert len(said) == len(some)
+        assert "SENTINEL" not in out + err
+    assert not list((tmp_path / "out").rglob("*.parquet"))
+    assert not watch.was_opened()
+    assert web.asked == []
+
+
+def test_web_sources_and_where_they_lead(
+    tmp_path: Path, canary: Path, web: Web, capfd: pytest.CaptureFixture[str]
+) -> None:
+    watch = Watch(canary)
+    top = f"http://127.0.0.1:{web.server_port}"
+    expected = {
+        "inside.jpg": OK,
+        "moved.jpg": OK,
+        "far.jpg": OK,
+        "round.jpg": ("fetch_error", "TooManyRedirectsError"),
+        "to-file.jpg": ("fetch_error", "RefusedHostError"),
+        "to-user.jpg": ("fetch_error", "RefusedHostError"),
+        "missing.jpg": ("fetch_error", "FileNotFoundError"),
+    }
+    # A port without a server behind it: one dead host among others does not stop the job.
+    dead = "http://127.0.0.1:9/dead.jpg"
+    (tmp_path / "list.txt").write_text("\n".join([dead, *(f"{top}/{name}" for name in expected)]))
+    arguments = ("embed", str(tmp_path / "list.txt"), str(tmp_path / "out"), *MODEL)
+    code, _, err = run_command(capfd, *arguments, "--allow-private-hosts", "--max-failures=1")
+    assert code == 0, err
+    rows = rows_of(tmp_path / "out")
+    found = {row["uri"]: (row["status"], row["error_type"]) for row in rows}
+    assert found == {
+        **{f"{top}/{name}": outcome for name, outcome in expected.items()},
+        dead: ("fetch_error", "ConnectionError"),
+    }
+    assert "SENTINEL" not in repr(rows)
+    assert not watch.was_opened()
+
+    # What a name leads to is only known when it is looked up, and then decides in the same way.
+    name = socket.gethostname()
+    try:
+        addresses = {str(found[4][0]) for found in socket.getaddrinfo(name, None)}
+    except OSError:
+        pytest.skip(f"this machine's own name {name!r} cannot be looked up")
+    if any(is_public(address) for address in addresses):
+        pytest.skip(f"this machine's own name {name!r} leads to a public address")
+    web.asked.clear()
+    (tmp_path / "names.txt").write_text(f"http://{name}:{web.server_port}/inside.jpg\n")
+    arguments = ("embed", str(tmp_path / "names.txt"), str(tmp_path / "out-names"), *MODEL)
+    code, _, err = run_command(capfd, *arguments, "--max-failures=1")
+    assert code == 0, err
+    (row,) = rows_of(tmp_path / "out-names")
+    assert (row["status"], row["error_type"]) == ("fetch_error", "RefusedHostError")
+    assert web.asked == []
