@@ -1,8 +1,7 @@
-"""Sources to encoded images: fetching objects ahead of the decoder and walking through shards."""
+"""Sources to encoded media: fetching objects ahead of the decoder and walking through shards."""
 
 import collections
 import dataclasses
-import queue
 import threading
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -10,13 +9,16 @@ from typing import Final
 import pyarrow as pa
 
 from effnet_batch.errors import FetchError, OutageError, RecordError
-from effnet_batch.schema import KIND_IMAGE, record_id
+from effnet_batch.schema import KIND_IMAGE, KIND_VIDEO, MEDIA, record_id
 from effnet_batch.shards import iter_members
 from effnet_batch.storage import ReadRequest, Storage
 
 _CHUNK_ITEMS: Final = 32
 _CHUNK_BYTES: Final = 32 << 20
+# One video keeps a decoder busy for longer than its fetch takes, so a few at once are enough.
+_CHUNK_VIDEOS: Final = 8
 _CHUNKS_AHEAD: Final = 2
+_BYTES_AHEAD: Final = _CHUNKS_AHEAD * _CHUNK_BYTES
 OUTAGE_WINDOW: Final = 1_000
 """Sources over which the share of fetch errors is taken."""
 OUTAGE_SHARE: Final = 0.05
@@ -46,7 +48,7 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One encoded image, or why there is none."""
+    """One encoded image or video, or why there is none."""
 
     source: Source
     member: str | None = None
@@ -98,17 +100,22 @@ def read_items(
     max_bytes: int,
     image_column: str | None,
     on_incomplete: Callable[[Source, RecordError], None],
+    medium: str = KIND_IMAGE,
 ) -> Iterator[Item]:
-    """Yields the images of the sources in order, fetched a little ahead in a thread.
+    """Yields the images, or videos, of the sources in order, fetched a little ahead in a thread.
+
+    Small ones are fetched together; a video that is large, or of unknown size, alone. Beside the
+    item that is worked on, at most 96 MiB and one item more, in a shard two, are held ready.
 
     Args:
         sources: what to read.
         storage: where from.
         guard: decides when failures are an outage.
-        max_bytes: larger images become too_large.
-        image_column: column of Parquet shards that holds the images; found by name when None.
+        max_bytes: larger images, or videos, become too_large.
+        image_column: column of Parquet shards that holds them; found by name when None.
         on_incomplete: called when a shard broke off in its middle for a reason that may pass; its
             remaining records are left to the next run.
+        medium: which of `schema.MEDIA` the members of shards are.
 
     Raises:
         OutageError: storage went away.
@@ -116,32 +123,37 @@ def read_items(
 
     def chunks() -> Iterator[list[Item]]:
         for group in _groups(sources):
-            if group[0].kind == KIND_IMAGE:
-                yield _read_images(group, storage, max_bytes)
+            if group[0].kind in MEDIA:
+                yield _read_plain(group, storage, max_bytes)
             else:
-                items = _read_shard(group[0], storage, max_bytes, image_column, on_incomplete)
+                items = _read_shard(
+                    group[0], storage, max_bytes, medium, image_column, on_incomplete
+                )
                 yield from _chunked(items)
 
     for chunk in _ahead(chunks()):
         for item in chunk:
-            if item.source.kind == KIND_IMAGE or item.num_source_records is not None:
+            if item.num_source_records is not None:
                 guard.take(item.error)
             yield item
 
 
 def _groups(sources: list[Source]) -> Iterator[list[Source]]:
-    """Yields runs of plain images that are fetched together, and shards one by one."""
+    """Yields runs of plain sources that are fetched together, and shards one by one."""
     group: list[Source] = []
     num_bytes = 0
     for source in sources:
-        is_image = source.kind == KIND_IMAGE
-        size = source.size_bytes or 0
+        is_video = source.kind == KIND_VIDEO
+        # A video of unknown size may be large.
+        size = source.size_bytes or (_CHUNK_BYTES + 1 if is_video else 0)
         if group and (
-            not is_image or len(group) == _CHUNK_ITEMS or num_bytes + size > _CHUNK_BYTES
+            source.kind != group[0].kind
+            or len(group) == (_CHUNK_VIDEOS if is_video else _CHUNK_ITEMS)
+            or num_bytes + size > _CHUNK_BYTES
         ):
             yield group
             group, num_bytes = [], 0
-        if is_image:
+        if source.kind in MEDIA:
             group.append(source)
             num_bytes += size
         else:
@@ -150,7 +162,7 @@ def _groups(sources: list[Source]) -> Iterator[list[Source]]:
         yield group
 
 
-def _read_images(group: list[Source], storage: Storage, max_bytes: int) -> list[Item]:
+def _read_plain(group: list[Source], storage: Storage, max_bytes: int) -> list[Item]:
     requests = [ReadRequest(s.uri, fetch_uri=s.fetch_uri, etag=s.etag) for s in group]
     items = []
     results = storage.read_many(requests, max_bytes=max_bytes)
@@ -167,6 +179,7 @@ def _read_shard(
     source: Source,
     storage: Storage,
     max_bytes: int,
+    medium: str,
     image_column: str | None,
     on_incomplete: Callable[[Source, RecordError], None],
 ) -> Iterator[Item]:
@@ -179,6 +192,7 @@ def _read_shard(
                 stream,
                 is_wanted=_wanted(source),
                 max_bytes=max_bytes,
+                medium=medium,
                 image_column=image_column,
             ):
                 num_yielded += 1
@@ -219,23 +233,30 @@ def _chunked(items: Iterator[Item]) -> Iterator[list[Item]]:
 
 
 def _ahead(chunks: Iterator[list[Item]]) -> Iterator[list[Item]]:
-    """Runs a generator in a thread, a few chunks ahead; its exceptions are raised here."""
-    ready: queue.Queue[list[Item] | BaseException | None] = queue.Queue(_CHUNKS_AHEAD)
-    stop = threading.Event()
+    """Runs a generator in a thread, a little ahead; its exceptions are raised here.
 
-    def put(value: list[Item] | BaseException | None) -> None:
-        while not stop.is_set():
-            try:
-                ready.put(value, timeout=0.1)
-                return
-            except queue.Full:
-                continue
+    The thread rests while more than `_CHUNKS_AHEAD` chunks or `_BYTES_AHEAD` bytes are ready, so
+    that behind the large video that is worked on only one more waits.
+    """
+    ready: collections.deque[tuple[list[Item] | BaseException | None, int]] = collections.deque()
+    room = threading.Condition()
+    is_stopped = False
+
+    def has_room() -> bool:
+        num_bytes = sum(size for _, size in ready)
+        return is_stopped or (len(ready) <= _CHUNKS_AHEAD and num_bytes <= _BYTES_AHEAD)
+
+    def put(value: list[Item] | BaseException | None, num_bytes: int = 0) -> None:
+        with room:
+            ready.append((value, num_bytes))
+            room.notify_all()
+            room.wait_for(has_room)
 
     def work() -> None:
         try:
             for chunk in chunks:
-                put(chunk)
-                if stop.is_set():
+                put(chunk, sum(len(item.data or b"") for item in chunk))
+                if is_stopped:
                     return
             put(None)
         except BaseException as error:  # noqa: BLE001  raised again by the reader
@@ -244,10 +265,18 @@ def _ahead(chunks: Iterator[list[Item]]) -> Iterator[list[Item]]:
     thread = threading.Thread(target=work, name="read-ahead", daemon=True)
     thread.start()
     try:
-        while (value := ready.get()) is not None:
+        while True:
+            with room:
+                room.wait_for(lambda: bool(ready))
+                value, _ = ready.popleft()
+                room.notify_all()
+            if value is None:
+                return
             if isinstance(value, BaseException):
                 raise value
             yield value
     finally:
-        stop.set()
+        with room:
+            is_stopped = True
+            room.notify_all()
         thread.join()
