@@ -205,3 +205,13 @@ def test_the_command_lists_the_medium_it_is_told(folder: Path) -> None:
     assert default == facts["image"]
     with pytest.raises(ConfigError, match=re.escape("medium must be one of image, video")):
         list_input(str(folder), str(folder.parent / "no.parquet"), {"medium": "audio"})
+
+
+def test_the_command_takes_a_parquet_file_for_a_shard_where_it_is_told_the_column(
+    tmp_path: Path,
+) -> None:
+    shard, manifest = str(tmp_path / "s.parquet"), str(tmp_path / "m.parquet")
+    pq.write_table(pa.table({"path": ["a.mp4"], "clip": [b"1"]}), shard)
+    settings = {"medium": "video", "image_column": "clip"}
+    assert list_input(shard, manifest, settings)["  parquet"] == 1
+    assert pq.read_table(manifest)["uri"].to_pylist() == [shard]
