@@ -31,7 +31,6 @@ def list_input(input: str, manifest: str, settings: Mapping[str, Any]) -> dict[s
         medium=config.medium.medium,
         kind=config.input.kind,
         image_column=config.input.image_column,
-        image_column=config.input.image_column,
         label_from=config.input.label_from,
         limit=config.input.limit,
         sample=config.input.sample,
