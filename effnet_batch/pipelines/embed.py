@@ -57,7 +57,8 @@ def embed(
     with open_run(
         "embed", input, output, config, update=update, retry=retry, reporter=reporter or Silent()
     ) as run:
-        if run.pending.num_rows:
+        # Other settings than the output's may mean other numbers, which must not pass unnoticed.
+        if run.pending.num_rows or run.stored_resolution() is None:
             _run(run, config)
         return run.finish()
 
@@ -72,6 +73,8 @@ def _run(run: Run, config: EmbedConfig) -> None:
         else:
             resolved = Resolved.from_dict(stored)
         run.begin(resolved.fingerprint, resolved.to_dict())
+        if not run.pending.num_rows:
+            return
         placement = resolve_placement(config.cluster, resolved.engine, nodes)
         task = EmbedTask(
             config=config,
