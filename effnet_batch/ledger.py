@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from effnet_batch.errors import RecordError
+from effnet_batch.errors import FetchError, OutageError, RecordError
 from effnet_batch.schema import LEDGER_COLUMNS, STATUS_OK, STATUSES, TRANSIENT_STATUSES
 from effnet_batch.sink import METADATA_KEY
 from effnet_batch.storage import ReadRequest, Storage
@@ -81,7 +81,11 @@ class Ledger:
         return ledger
 
     def refresh(self) -> None:
-        """Takes in the parts that were committed since the last look."""
+        """Takes in the parts that were committed since the last look.
+
+        Raises:
+            OutageError: storage does not give a part that is there.
+        """
         known = {part.uri for part in self.parts} | self.unreadable.keys()
         new = [part for part in list_parts(self.storage, self.data_uri) if part.uri not in known]
         for start in range(0, len(new), _PARTS_PER_REQUEST):
@@ -92,7 +96,9 @@ class Ledger:
         sizes = {part.uri: _tail_size(part.size_bytes) for part in parts}
         tails = self.storage.read_tails([part.uri for part in parts], max(sizes.values()))
         for part, tail in zip(parts, tails, strict=True):
-            if isinstance(tail, RecordError):
+            if isinstance(tail, FetchError):
+                if tail.is_transient:
+                    raise OutageError(f"a part cannot be read now: {tail}")
                 self.unreadable[part.uri] = str(tail)
                 continue
             try:

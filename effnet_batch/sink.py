@@ -66,6 +66,21 @@ class OutputPaths:
         return join(self.root, "_lock.json")
 
     @property
+    def runs(self) -> str:
+        """Folder of the records of all runs."""
+        return join(self.root, "runs")
+
+    @property
+    def quarantine(self) -> str:
+        """Folder of damaged parts that were moved out of the way."""
+        return join(self.root, "quarantine")
+
+    @property
+    def tmp(self) -> str:
+        """Folder where a disk has files while they are written; a crash may leave some."""
+        return join(self.root, "_tmp")
+
+    @property
     def forgotten(self) -> str:
         """Ids of the sources that were erased and must not come back."""
         return join(self.root, "forgotten.json")

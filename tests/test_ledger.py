@@ -11,7 +11,7 @@ from committed_parts import DATA, MemoryStorage, Row, ledger_of, part
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from effnet_batch.errors import FetchError
+from effnet_batch.errors import FetchError, OutageError
 from effnet_batch.ledger import Ledger
 from effnet_batch.schema import STATUSES, TRANSIENT_STATUSES, source_id
 from effnet_batch.sink import part_bytes
@@ -213,12 +213,17 @@ def test_files_that_are_no_parts_are_left_alone() -> None:
     assert len(ledger.parts) == 1
 
 
-def test_a_part_that_storage_cannot_give_is_unreadable_with_the_reason() -> None:
+@pytest.mark.parametrize("is_transient", [False, True])
+def test_a_part_that_storage_does_not_give_is_no_damaged_part(is_transient: bool) -> None:
     class Refusing(MemoryStorage):
         def read_tails(self, uris: object, num_bytes: int) -> list[bytes | FetchError]:
-            return [FetchError("the disk is on fire")]
+            return [FetchError("the disk is on fire", is_transient=is_transient)]
 
     storage = Refusing()
     uri = storage.put("part-a.parquet", b"x")
-    ledger = Ledger.scan(storage, DATA)  # type: ignore[arg-type]
-    assert ledger.unreadable == {uri: "the disk is on fire"}
+    if is_transient:  # a good part must not be set aside because of a bad moment
+        with pytest.raises(OutageError, match="the disk is on fire"):
+            Ledger.scan(storage, DATA)  # type: ignore[arg-type]
+    else:
+        ledger = Ledger.scan(storage, DATA)  # type: ignore[arg-type]
+        assert ledger.unreadable == {uri: "the disk is on fire"}

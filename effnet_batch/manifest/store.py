@@ -161,7 +161,7 @@ def replace_manifest(storage: Storage, output: str, table: pa.Table) -> None:
     """Replaces the manifest of an output: readers see the old one or the new one.
 
     Parts of at most a million rows come first under new names, then the marker that names them
-    replaces the old marker, then the old parts go.
+    replaces the old marker, then the old parts go, and those of a manifest never finished.
 
     Args:
         storage: how ``output`` is reached.
@@ -169,7 +169,6 @@ def replace_manifest(storage: Storage, output: str, table: pa.Table) -> None:
         table: the manifest.
     """
     folder = join(output, _FOLDER)
-    before = _marker(storage, folder)
     version = secrets.token_hex(4)
     names = []
     for index, start in enumerate(range(0, max(table.num_rows, 1), _ROWS_PER_PART)):
@@ -177,8 +176,9 @@ def replace_manifest(storage: Storage, output: str, table: pa.Table) -> None:
         storage.write(join(folder, names[-1]), _encode(table.slice(start, _ROWS_PER_PART)))
     marker = {"version": 1, "num_sources": table.num_rows, "parts": names}
     storage.write(join(folder, _MARKER), json.dumps(marker, indent=1).encode())
-    if before is not None:
-        storage.delete_many([join(folder, name) for name in before])
+    kept = {join(folder, name) for name in (*names, _MARKER)}
+    found = [info.uri for page in storage.list(folder) for info in page]
+    storage.delete_many([uri for uri in found if uri not in kept])
 
 
 def has_manifest(storage: Storage, output: str) -> bool:

@@ -133,11 +133,13 @@ def compact(output: str, *, part_bytes: int = 256 << 20, **storage: Any) -> tupl
 def _gathered(tables: Iterator[pa.Table], num_bytes: int) -> Iterator[list[pa.Table]]:
     """Yields runs of tables of about ``num_bytes``."""
     gathered: list[pa.Table] = []
+    num_gathered = 0
     for table in tables:
         gathered.append(table)
-        if sum(one.nbytes for one in gathered) >= num_bytes:
+        num_gathered += table.nbytes
+        if num_gathered >= num_bytes:
             yield gathered
-            gathered = []
+            gathered, num_gathered = [], 0
     if gathered:
         yield gathered
 
@@ -168,16 +170,21 @@ def forget(output: str, uri_list: str, **storage: Any) -> dict[str, int]:
     room = Storage(StorageOptions(**storage))
     paths = OutputPaths(canonical_uri(output))
     load_run(room, paths)
-    ids = [source_id(uri) for uri in _listed(room, uri_list)]
+    uris = _listed(room, uri_list)
+    ids = [source_id(uri) for uri in uris]
     with OutputLock(room, paths.lock, new_run_id()):
+        ledger = Ledger.scan(room, paths.data)
+        _check_readable(ledger)
         known = set(load_forgotten(room, paths))
         room.write(paths.forgotten, json.dumps(sorted(known | set(ids))).encode())
-        num_rows, num_parts = _erase_rows(room, paths, pa.array(ids, pa.string()))
+        num_rows, num_parts = _erase_rows(room, ledger, pa.array(ids, pa.string()))
+        _erase_messages(room, paths, uris)
+        _erase_leftovers(room, paths)
         manifest = read_manifest(room, paths.root)
         is_kept = pc.invert(pc.is_in(manifest["source_id"], pa.array(ids, pa.string())))
         kept = manifest.filter(is_kept)
-        if kept.num_rows < manifest.num_rows:
-            replace_manifest(room, paths.root, kept)
+        # Also where nothing is left out: a manifest that was never finished goes with it.
+        replace_manifest(room, paths.root, kept)
     return {
         "sources asked for": len(ids),
         "sources erased": manifest.num_rows - kept.num_rows,
@@ -197,10 +204,9 @@ def _listed(room: Storage, uri_list: str) -> list[str]:
     return [canonical_uri(line) for line in lines if line and not line.startswith("#")]
 
 
-def _erase_rows(room: Storage, paths: OutputPaths, ids: pa.Array) -> tuple[int, int]:
+def _erase_rows(room: Storage, ledger: Ledger, ids: pa.Array) -> tuple[int, int]:
     """Rewrites, under their own names, the parts that hold rows of these sources."""
     num_rows = num_parts = 0
-    ledger = Ledger.scan(room, paths.data)
     wanted = pa.array([bytes.fromhex(one) for one in ids.to_pylist()], pa.binary(16))
     rows = ledger.rows
     hit = rows.filter(pc.is_in(rows["source"], value_set=wanted))["part"].unique().to_pylist()
@@ -214,6 +220,29 @@ def _erase_rows(room: Storage, paths: OutputPaths, ids: pa.Array) -> tuple[int, 
         else:
             room.delete_many([uri])
     return num_rows, num_parts
+
+
+def _erase_messages(room: Storage, paths: OutputPaths, uris: list[str]) -> None:
+    """Takes errors that name one of the sources out of the records of the runs."""
+    for record_uri in [paths.run, *_files(room, paths.runs)]:
+        record = json.loads(room.read(record_uri))
+        error = str(record.get("error", ""))
+        if any(uri in error for uri in uris):
+            record["error"] = "(erased)"
+            room.write(record_uri, json.dumps(record, indent=2).encode())
+
+
+def _erase_leftovers(room: Storage, paths: OutputPaths) -> None:
+    """Deletes what nobody reads and what may hold anything: damaged parts, files never finished."""
+    lock = paths.lock.rsplit("/", 1)[-1]
+    unfinished = [
+        uri for uri in _files(room, paths.tmp) if not uri.rsplit("/", 1)[-1].startswith(lock)
+    ]
+    room.delete_many([*_files(room, paths.quarantine), *unfinished])
+
+
+def _files(room: Storage, folder: str) -> list[str]:
+    return [info.uri for page in room.list(folder) for info in page]
 
 
 def stored_run(output: str, **storage: Any) -> dict[str, Any]:

@@ -36,7 +36,14 @@ from effnet_batch.manifest import (
 )
 from effnet_batch.pipelines.pending import pending_sources
 from effnet_batch.pipelines.progress import Reporter
-from effnet_batch.pipelines.verify import Report, check, load_manifest, load_run
+from effnet_batch.pipelines.verify import (
+    Report,
+    check,
+    load_forgotten,
+    load_manifest,
+    load_run,
+    without_forgotten,
+)
 from effnet_batch.schema import KIND_IMAGE
 from effnet_batch.sink import OutputPaths
 from effnet_batch.storage import Storage, StorageOptions, canonical_uri, join, redact, scheme_of
@@ -158,6 +165,7 @@ class Run:
         if skipped := summarize(table).num_skipped_by_extension:
             names = ", ".join(f"{count:,} {name or '(none)'}" for name, count in skipped.items())
             self.reporter.message(f"not images, left out by extension: {names}")
+        table = without_forgotten(table, load_forgotten(self.storage, self.paths))
         changes = write_manifest(self.storage, self.paths.root, table, update=update)
         if update:
             self.reporter.message(
@@ -169,7 +177,7 @@ class Run:
         """Moves damaged parts out of the way; their sources are done again."""
         for uri, why in list(self.ledger.unreadable.items()):
             name = uri.rsplit("/", 1)[-1]
-            aside = join(self.paths.root, "quarantine", name)
+            aside = join(self.paths.quarantine, name)
             self.reporter.warning(
                 f"part {name} is damaged ({why}); moved to {aside}, will be redone"
             )
@@ -260,9 +268,19 @@ class Run:
             "stages": {name: round(value, 3) for name, value in self._receipts.items()},
             **facts,
         }
+        self._write_record(record)
+
+    def _write_record(self, record: dict[str, Any]) -> None:
         text = json.dumps(record, indent=2).encode()
-        self.storage.write(join(self.paths.root, "runs", f"{self.run_id}.json"), text)
+        self.storage.write(join(self.paths.runs, f"{record['run_id']}.json"), text)
         self.storage.write(self.paths.run, text)
+
+    def write_end(self, state: str, **facts: Any) -> None:
+        """Writes how a run broke off, if storage lets it; what broke it is the error to show."""
+        try:
+            self.write_state(state, **facts)
+        except EffnetBatchError as error:
+            self.reporter.warning(f"run.json cannot say that the run {state}: {error}")
 
     def take(self, receipt: dict[str, Any]) -> None:
         """Adds a receipt of committed rows."""
@@ -286,6 +304,10 @@ class Run:
         report = check(self.manifest, self.ledger, run)
         state = STATE_COMPLETE if report.is_proven else STATE_INCOMPLETE
         self.write_state(state, counts=report.counts())
+        if not self._record and self.previous and self.previous.get("state") != state:
+            # The run that did the work was killed before it could say so.
+            facts = {**self.previous, "state": state, "counts": report.counts()}
+            self._write_record({k: v for k, v in facts.items() if k != "error"})
         stages = {
             name.removesuffix("_seconds"): value
             for name, value in self._receipts.items()
@@ -332,14 +354,14 @@ def open_run(
         try:
             yield run
         except KeyboardInterrupt:
-            run.write_state(STATE_STOPPED)
+            run.write_end(STATE_STOPPED)
             raise
         except ray.exceptions.RayError as error:
             cause = _cause(error)
-            run.write_state(STATE_FAILED, error=redact(str(cause)))
+            run.write_end(STATE_FAILED, error=redact(str(cause)))
             raise cause from error
         except EffnetBatchError as error:
-            run.write_state(STATE_FAILED, error=redact(str(error)))
+            run.write_end(STATE_FAILED, error=redact(str(error)))
             raise
 
 

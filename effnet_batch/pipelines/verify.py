@@ -96,11 +96,13 @@ def load_run(storage: Storage, paths: OutputPaths) -> dict[str, Any]:
 
 def load_manifest(storage: Storage, paths: OutputPaths) -> pa.Table:
     """Returns the manifest of an output without the sources that were erased from it."""
-    manifest = read_manifest(storage, paths.root)
-    forgotten = load_forgotten(storage, paths)
-    if not forgotten:
-        return manifest
-    return manifest.filter(pc.invert(pc.is_in(manifest["source_id"], pa.array(forgotten))))
+    return without_forgotten(read_manifest(storage, paths.root), load_forgotten(storage, paths))
+
+
+def without_forgotten(manifest: pa.Table, forgotten: list[str]) -> pa.Table:
+    """Returns a manifest without the sources of these ids."""
+    ids = pa.array(forgotten, pa.string())
+    return manifest.filter(pc.invert(pc.is_in(manifest["source_id"], ids)))
 
 
 def load_forgotten(storage: Storage, paths: OutputPaths) -> list[str]:
