@@ -18,10 +18,7 @@ from effnet_batch.errors import (
     ConfigError,
     EffnetBatchError,
     FetchError,
-    JobError,
     OutageError,
-    PoisonError,
-    RecordError,
     StorageError,
 )
 from effnet_batch.fingerprint import Fingerprint
@@ -34,6 +31,7 @@ from effnet_batch.manifest import (
     summarize,
     write_manifest,
 )
+from effnet_batch.pipelines.failures import cause_of
 from effnet_batch.pipelines.pending import pending_sources
 from effnet_batch.pipelines.progress import Reporter
 from effnet_batch.pipelines.verify import (
@@ -46,7 +44,15 @@ from effnet_batch.pipelines.verify import (
 )
 from effnet_batch.schema import KIND_IMAGE
 from effnet_batch.sink import OutputPaths
-from effnet_batch.storage import Storage, StorageOptions, canonical_uri, join, redact, scheme_of
+from effnet_batch.storage import (
+    Storage,
+    StorageOptions,
+    canonical_uri,
+    join,
+    redact,
+    scheme_of,
+    split_signature,
+)
 from effnet_batch.storage.uris import WEB_SCHEMES
 
 STATE_RUNNING: Final = "running"
@@ -344,10 +350,10 @@ def open_run(
         JobError: the work failed.
     """
     storage = Storage(storage_options(config))
-    root = canonical_uri(output)
+    source, root = canonical_uri(input), canonical_uri(output)
     storage.check_writable(root)
     if not _is_known_output(storage, root) or update:
-        storage.check_readable(input)
+        storage.check_readable(input if split_signature(input)[1] else source)
     run = Run(job, input, config, storage, OutputPaths(root), reporter)
     with OutputLock(storage, run.paths.lock, run.run_id):
         run.prepare(update=update, retry=retry)
@@ -357,7 +363,7 @@ def open_run(
             run.write_end(STATE_STOPPED)
             raise
         except ray.exceptions.RayError as error:
-            cause = _cause(error)
+            cause = cause_of(error)
             run.write_end(STATE_FAILED, error=redact(str(cause)))
             raise cause from error
         except EffnetBatchError as error:
@@ -377,27 +383,6 @@ def _redacted(flat: dict[str, Any]) -> dict[str, Any]:
 
 def _is_known_output(storage: Storage, root: str) -> bool:
     return storage.exists(OutputPaths(root).run)
-
-
-def _cause(error: ray.exceptions.RayError) -> EffnetBatchError:
-    """Finds our own error inside Ray's, or says in one line what a worker died of."""
-    seen: BaseException | None = error
-    while seen is not None:
-        # Ray's error may be of the class of ours as well; its text is a traceback.
-        for candidate in (getattr(seen, "cause", None), seen):
-            if isinstance(candidate, OutageError | ConfigError | JobError):
-                return candidate
-            if isinstance(candidate, RecordError):
-                return JobError(str(candidate))
-        seen = seen.__cause__ or seen.__context__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if isinstance(error, ray.exceptions.ActorDiedError | ray.exceptions.WorkerCrashedError):
-        return PoisonError(
-            "a worker died again and again although every image was decoded in a process of its "
-            f"own: {redact(lines[0])}; see Ray's logs, then run the same command again"
-        )
-    named = next((line for line in reversed(lines) if "Error:" in line), lines[-1] if lines else "")
-    return JobError(f"a worker failed: {redact(named)}")
 
 
 def new_run_id() -> str:

@@ -1,0 +1,34 @@
+"""What a run failed of, said in our own words instead of Ray's."""
+
+import ray.exceptions
+
+from effnet_batch.errors import (
+    ConfigError,
+    EffnetBatchError,
+    JobError,
+    OutageError,
+    PoisonError,
+    RecordError,
+)
+from effnet_batch.storage import redact
+
+
+def cause_of(error: ray.exceptions.RayError) -> EffnetBatchError:
+    """Finds our own error inside Ray's, or says in one line what a worker died of."""
+    seen: BaseException | None = error
+    while seen is not None:
+        # Ray's error may be of the class of ours as well; its text is a traceback.
+        for candidate in (getattr(seen, "cause", None), seen):
+            if isinstance(candidate, OutageError | ConfigError | JobError):
+                return candidate
+            if isinstance(candidate, RecordError):
+                return JobError(str(candidate))
+        seen = seen.__cause__ or seen.__context__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, ray.exceptions.ActorDiedError | ray.exceptions.WorkerCrashedError):
+        return PoisonError(
+            "a worker died again and again although every image was decoded in a process of its "
+            f"own: {redact(lines[0])}; see Ray's logs, then run the same command again"
+        )
+    named = next((line for line in reversed(lines) if "Error:" in line), lines[-1] if lines else "")
+    return JobError(f"a worker failed: {redact(named)}")
