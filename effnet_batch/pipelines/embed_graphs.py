@@ -23,6 +23,8 @@ from effnet_batch.pipelines.embed_workers import (
 
 _MAX_CPUS_PER_ACTOR: Final = 4
 """Beyond this, the lanes of one process wait for each other more than another model costs."""
+_COMMITS_PER_ACTOR: Final = 2
+"""Parts that are written at once while an actor makes the next."""
 _RETRIES: Final = 2
 """A unit is tried three times: as it is, then twice with its sources isolated."""
 
@@ -138,6 +140,8 @@ def _split(
         fn_kwargs={"task": task},
         batch_size=task.rows_per_part,
         batch_format="pyarrow",
+        # Without a bound, Ray starts a process for every part that waits.
+        compute=ray.data.TaskPoolStrategy(size=_COMMITS_PER_ACTOR * placement.num_actors),
         num_cpus=0.1,
         max_retries=_RETRIES,
     )

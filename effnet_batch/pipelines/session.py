@@ -4,6 +4,8 @@ import contextlib
 import logging
 import os
 import secrets
+import signal
+import threading
 from collections.abc import Iterator
 
 import psutil
@@ -11,7 +13,7 @@ import ray
 import ray.data
 from ray._raylet import Config, setproctitle  # type: ignore[attr-defined]
 
-from effnet_batch.errors import ConfigError
+from effnet_batch.errors import ConfigError, JobError
 from effnet_batch.storage import redact
 
 
@@ -25,6 +27,7 @@ def ray_session(address: str | None) -> Iterator[None]:
 
     Raises:
         ConfigError: no cluster answers at the address.
+        JobError: no cluster of this machine comes up.
     """
     _quieten()
     if ray.is_initialized():
@@ -34,23 +37,46 @@ def ray_session(address: str | None) -> Iterator[None]:
     address = address or os.environ.get("RAY_ADDRESS")
     if address:
         try:
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+            with _kept_sigterm():
+                ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ConfigError(
                 f"no Ray cluster at {address}: {str(error).strip().splitlines()[0]}"
             ) from error
     else:
         _use_own_token()
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
+        _start_cluster()
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _start_cluster() -> None:
+    """Starts a cluster of this machine.
+
+    Raises:
+        JobError: it does not come up, as on a machine that is far too busy.
+    """
+    try:
+        with _kept_sigterm():
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
+    except Exception as error:  # Ray raises nothing narrower
+        raise JobError(f"Ray did not start on this machine: {error}") from error
+
+
+@contextlib.contextmanager
+def _kept_sigterm() -> Iterator[None]:
+    """Keeps the handler of SIGTERM, which Ray replaces by one that ends without a word."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _hide_secrets_of_command_line() -> None:
