@@ -72,7 +72,7 @@ ALLOWED = {
 
 RAY_ROOMS = {"pipelines", "training", "sink", "submission", "preflight", "plan"}
 TERMINAL_ROOMS = {"cli"}
-WEIGHTS = re.compile(r"\.models\.(weights|weights_file|registry)$")
+WEIGHTS = re.compile(r"\.models\.(weights|weights_file|registry|checkpoints)$")
 BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
 MAX_LINES = 400
 
@@ -162,7 +162,9 @@ def broken_laws(imports: list[Import], modules: set[str]) -> list[str]:
         elif FLOORS[target] > FLOORS[room] or target not in ALLOWED.get(room, FLOORS):
             broken.append(f"{found.place}: {room} may not import {target}")
         elif (room, target) == ("models", "storage") and not WEIGHTS.search(found.importer):
-            broken.append(f"{found.place}: in models only weights and registry read storage")
+            broken.append(
+                f"{found.place}: in models only weights, registry and checkpoints read storage"
+            )
     return broken
 
 

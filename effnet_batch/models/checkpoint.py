@@ -9,8 +9,9 @@ import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -20,6 +21,15 @@ from effnet_batch.models.keys import unwrap
 
 MAX_WEIGHTS_BYTES: Final = 4 << 30
 """Larger files are refused; EfficientNet-L2 has 1.9 GB."""
+_SCALAR: Final = np.float64(0).__reduce__()[0]
+_NUMPY_SCALARS: Final[list[Any]] = [
+    # The same function under its module's name in numpy 1 and in numpy 2.
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")),
+]
+"""What training scripts keep beside the tensors, as a best loss; plain numbers, never run."""
 
 
 def read_state_dict(path: Path, source: str) -> dict[str, torch.Tensor]:
@@ -84,7 +94,8 @@ def _load_pickle(path: Path, source: str, *, is_zip: bool) -> object:
                 raise WeightsError(
                     f"weights {source} unpack to {unpacked} bytes, allowed are {MAX_WEIGHTS_BYTES}"
                 )
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except WeightsError:
         raise
     except pickle.UnpicklingError as error:
