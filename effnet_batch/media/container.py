@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import io
 from collections.abc import Iterator
-from typing import Any, BinaryIO, Final, Protocol
+from typing import Any, BinaryIO, Final
 
 import av
 import av.container
@@ -70,34 +70,23 @@ class VideoLimits:
             raise ValueError(f"video limits must be positive, got {self}")
 
 
-class _Seekable(Protocol):
-    def read(self, num_bytes: int, /) -> bytes: ...
-    def seek(self, offset: int, whence: int, /) -> int: ...
-    def tell(self) -> int: ...
-
-
 class ByteSource:
-    """A stream of bytes as FFmpeg may see it: no name, and no error of storage is lost in it."""
+    """The bytes of one video, and the error that reading them met, which FFmpeg may swallow."""
 
     def __init__(self, source: bytes | BinaryIO) -> None:
-        self._stream: _Seekable = io.BytesIO(source) if isinstance(source, bytes) else source
+        self._stream = io.BytesIO(source) if isinstance(source, bytes) else source
         self._error: Exception | None = None
 
-    def read(self, num_bytes: int) -> bytes:
+    def read_at(self, position: int, num_bytes: int) -> bytes:
         """Reads at most so many bytes; fewer only before the end or from a slow stream."""
         with self._remember_error():
+            self._stream.seek(position)
             return self._stream.read(num_bytes)
 
-    def seek(self, offset: int, whence: int = 0) -> int:
-        """Moves as `io.IOBase.seek` does and returns the new position, or -1 if there is none."""
-        if whence == io.SEEK_SET and offset < 0:
-            return -1  # A damaged file asked for it: no error of ours nor of storage.
+    def size_bytes(self) -> int:
+        """Returns the length."""
         with self._remember_error():
-            return self._stream.seek(offset, whence)
-
-    def tell(self) -> int:
-        """Returns the position in bytes."""
-        return self._stream.tell()
+            return self._stream.seek(0, io.SEEK_END)
 
     def raise_error(self) -> None:
         """Raises what reading met, even where the demuxer took it for the end of the file.
@@ -113,15 +102,6 @@ class ByteSource:
                 error_type=type(self._error).__name__,
             ) from self._error
 
-    def head(self) -> bytes:
-        """Returns the first bytes and stays behind them."""
-        self.seek(0)
-        return self.read(NUM_BYTES_LOOKED_AT)
-
-    def size_bytes(self) -> int:
-        """Returns the length and stays at the end."""
-        return self.seek(0, io.SEEK_END)
-
     @contextlib.contextmanager
     def _remember_error(self) -> Iterator[None]:
         try:
@@ -129,6 +109,32 @@ class ByteSource:
         except Exception as error:
             self._error = error
             raise
+
+
+class _Cursor:
+    """A nameless file for one demuxer: several may read the same source in turns."""
+
+    def __init__(self, source: ByteSource) -> None:
+        self._source = source
+        self._position = 0
+
+    def read(self, num_bytes: int) -> bytes:
+        data = self._source.read_at(self._position, num_bytes)
+        self._position += len(data)
+        return data
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if whence == io.SEEK_CUR:
+            offset += self._position
+        elif whence == io.SEEK_END:
+            offset += self._source.size_bytes()
+        if offset < 0:
+            return -1  # A damaged file asked for it: no error of ours nor of storage.
+        self._position = offset
+        return offset
+
+    def tell(self) -> int:
+        return self._position
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,13 +162,12 @@ def open_container(
         UnsupportedError: not one of `CONTAINERS`, or a codec that is not one of `CODECS`.
         TooLargeError: frames over ``limits``.
     """
-    head = source.head()
+    head = source.read_at(0, NUM_BYTES_LOOKED_AT)
     if not head:
         raise DecodeError("the video is empty (0 bytes)")
-    source.seek(0)
     try:
         container = av.open(
-            source,
+            _Cursor(source),
             mode="r",
             options={
                 "format_whitelist": ",".join(CONTAINERS),
@@ -176,7 +181,7 @@ def open_container(
         source.raise_error()
         raise _opening_failure(head, error) from error
     with container:
-        stream = _choose_stream(container, head)
+        stream = _choose_stream(container)
         _check_codec(stream)
         codec = stream.codec_context
         check_size(codec.width, codec.height, limits)
@@ -207,13 +212,13 @@ def describe(what: str, error: Exception) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)[:MAX_MESSAGE_CHARACTERS]
 
 
-def was_cut(source: ByteSource, head: bytes) -> bool:
+def was_cut(source: ByteSource) -> bool:
     """Tells whether a file is shorter than its own header says.
 
     AVI (first RIFF list) and Matroska (segment) write their length at the front. MP4 is judged by
     its index, and a transport stream has no end that could be missing.
     """
-    declared = _declared_size(head)
+    declared = _declared_size(source.read_at(0, NUM_BYTES_LOOKED_AT))
     return declared is not None and source.size_bytes() < declared
 
 
@@ -230,28 +235,21 @@ def _opening_failure(head: bytes, error: Exception) -> RecordError:
     )
 
 
-def _choose_stream(container: av.container.InputContainer, head: bytes) -> av.VideoStream:
-    streams = [
-        stream
-        for stream in container.streams.video
-        if not (stream.disposition & _NO_VIDEO) and stream.codec_context is not None
-    ]
-    if not streams:
+def _choose_stream(container: av.container.InputContainer) -> av.VideoStream:
+    """Returns FFmpeg's choice, unless that is cover art; then the first stream that is none."""
+    moving = [stream for stream in container.streams.video if not stream.disposition & _NO_VIDEO]
+    if not moving:
         kinds = sorted({stream.type for stream in container.streams})
-        if any(kind == "video" for kind in kinds):
-            return _refuse_stream(container)
         raise DecodeError(
-            f"the file has no video stream; it has {', '.join(kinds) or 'no stream at all'}"
+            "the file has no video stream"
+            + (", only cover art or thumbnails" if "video" in kinds else "")
+            + f"; its streams are {', '.join(kinds) or 'none'}"
         )
+    known = [stream for stream in moving if stream.codec_context is not None]
+    if not known:
+        raise UnsupportedError("the video's codec is unknown")
     best: Any = container.streams.best("video")
-    return next((stream for stream in streams if stream == best), streams[0])
-
-
-def _refuse_stream(container: av.container.InputContainer) -> av.VideoStream:
-    pictures = [s for s in container.streams.video if s.disposition & _NO_VIDEO]
-    if pictures:
-        raise DecodeError("the file has no video stream, only cover art or thumbnails")
-    raise UnsupportedError("the video's codec is unknown")
+    return next((stream for stream in known if stream == best), known[0])
 
 
 def _check_codec(stream: av.VideoStream) -> None:

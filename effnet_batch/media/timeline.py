@@ -79,7 +79,7 @@ class Timeline:
     """int64 [K]: the time to seek to, which is that of decoding: some containers go by it, and it
     is never later than that of presentation."""
     keyframe_packets: npt.NDArray[np.int64]
-    """int64 [K]: numbers of the packets in decoding order."""
+    """int64 [K]: numbers of their packets in decoding order."""
 
 
 @dataclasses.dataclass
@@ -107,30 +107,34 @@ class _Shown:
     keyframe_packets: npt.NDArray[np.int64]
 
 
-def read_timeline(source: ByteSource, limits: VideoLimits) -> Timeline:
+def read_timeline(opened: OpenedVideo, source: ByteSource, limits: VideoLimits) -> Timeline:
     """Reads when the frames of a video are shown.
 
+    Args:
+        opened: at its start; left at its end.
+        source: where ``opened`` reads, for opening it again where everything must be decoded.
+        limits: bound on the number of packets.
+
     Raises:
-        RecordError: the file cannot be opened (`open_container`), has too many packets, or no
-            frame of it can be decoded.
+        TooLargeError: too many packets.
+        DecodeError: no frame of it can be decoded.
     """
-    with open_container(source, limits, is_strict=False) as opened:
-        packets = _read_packets(opened, source, limits)
-        shown = _order(packets) if _packets_tell_frames(opened, packets) else None
-        if shown is not None and packets.first_frame is not None:
-            info, pts_seconds = _describe(opened, packets.first_frame, shown.pts, packets)
-            return Timeline(
-                info=info,
-                pts=shown.pts,
-                pts_seconds=pts_seconds,
-                is_indexed=True,
-                is_partial=packets.is_partial or was_cut(source, source.head()),
-                keyframe_of=shown.keyframe_of,
-                keyframe_pts=shown.keyframe_pts,
-                keyframe_seeks=shown.keyframe_seeks,
-                keyframe_packets=shown.keyframe_packets,
-            )
-    return _count_frames(source, limits, is_partial=packets.is_partial)
+    packets = _read_packets(opened, source, limits)
+    shown = _order(packets) if _packets_tell_frames(opened, packets) else None
+    if shown is None or packets.first_frame is None:
+        return _count_frames(source, limits, is_partial=packets.is_partial)
+    info, pts_seconds = _describe(opened, packets.first_frame, shown.pts, packets)
+    return Timeline(
+        info=info,
+        pts=shown.pts,
+        pts_seconds=pts_seconds,
+        is_indexed=True,
+        is_partial=packets.is_partial or was_cut(source),
+        keyframe_of=shown.keyframe_of,
+        keyframe_pts=shown.keyframe_pts,
+        keyframe_seeks=shown.keyframe_seeks,
+        keyframe_packets=shown.keyframe_packets,
+    )
 
 
 def each_packet(opened: OpenedVideo, source: ByteSource) -> "Iterator[av.Packet[av.VideoStream]]":
@@ -274,7 +278,7 @@ def _count_frames(source: ByteSource, limits: VideoLimits, *, is_partial: bool) 
         pts=numbers,
         pts_seconds=pts_seconds,
         is_indexed=False,
-        is_partial=is_partial or last_error is not None or was_cut(source, source.head()),
+        is_partial=is_partial or last_error is not None or was_cut(source),
         keyframe_of=empty,
         keyframe_pts=empty,
         keyframe_seeks=empty,

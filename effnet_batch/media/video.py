@@ -15,7 +15,7 @@ import dataclasses
 import itertools
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO, Final
+from typing import BinaryIO
 
 import av
 import av.error
@@ -37,20 +37,15 @@ from effnet_batch.media.container import (
 )
 from effnet_batch.media.pixels import PixelConverter, Pixels
 from effnet_batch.media.preprocess import Preprocessing
+from effnet_batch.media.sparse import SparseDecoder, UnexpectedError
 from effnet_batch.media.timeline import (
     Timeline,
     VideoInfo,
     decode_everything,
-    each_packet,
     read_timeline,
 )
 
 __all__ = ["Frame", "VideoInfo", "VideoLimits", "VideoReader", "open_video"]
-
-# Up to this many packets are passed over one by one; beyond it the container is asked to seek.
-_SEEK_PACKETS: Final = 64
-# A keyframe this close is reached by decoding on, which costs less than starting anew.
-_NEAR_PACKETS: Final = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,18 +80,23 @@ def open_video(
     """
     limits = limits or VideoLimits()
     byte_source = ByteSource(source)
-    with _record_errors():
-        timeline = read_timeline(byte_source, limits)
-    yield VideoReader(byte_source, limits, timeline)
+    with contextlib.ExitStack() as stack:
+        with _record_errors():
+            opened = stack.enter_context(open_container(byte_source, limits, is_strict=True))
+            timeline = read_timeline(opened, byte_source, limits)
+        yield VideoReader(byte_source, limits, opened, timeline)
 
 
 class VideoReader:
     """A video whose timeline is known; made by `open_video`."""
 
-    def __init__(self, source: ByteSource, limits: VideoLimits, timeline: Timeline) -> None:
+    def __init__(
+        self, source: ByteSource, limits: VideoLimits, opened: OpenedVideo, timeline: Timeline
+    ) -> None:
         self._source = source
         self._limits = limits
         self._timeline = timeline
+        self._sparse_decoder = SparseDecoder(opened, source, timeline)
         self._is_partial = timeline.is_partial
 
     @property
@@ -154,11 +154,8 @@ class VideoReader:
     def _decode(self, remaining: deque[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         """Yields the remaining frames, taking each from the list when it is there."""
         if self._timeline.is_indexed:
-            try:
-                with open_container(self._source, self._limits, is_strict=True) as opened:
-                    yield from _SparseDecoder(opened, self._source, self._timeline, remaining).run()
-            except _UnexpectedError:
-                pass
+            with contextlib.suppress(UnexpectedError):
+                yield from self._sparse_decoder.decode(remaining)
         if remaining:
             yield from self._decode_fully(remaining)
 
@@ -178,133 +175,6 @@ class VideoReader:
                     yield remaining.popleft(), frame
                 if not remaining:
                     return
-
-
-class _UnexpectedError(Exception):
-    """The packets promised something else than the decoder shows."""
-
-
-class _SparseDecoder:
-    """Decodes chosen frames of an undamaged video with as little work as gives them exactly."""
-
-    def __init__(
-        self,
-        opened: OpenedVideo,
-        source: ByteSource,
-        timeline: Timeline,
-        remaining: deque[int],
-    ) -> None:
-        self._opened = opened
-        self._source = source
-        self._codec = opened.stream.codec_context
-        self._timeline = timeline
-        self._remaining = remaining
-        self._unsent_pts: set[int] = set(timeline.pts[list(remaining)].tolist())
-        self._packets = each_packet(opened, source)
-        self._next_packet = 0
-
-    def run(self) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Yields the remaining frames in order, with their indices.
-
-        Raises:
-            _UnexpectedError: the stream is not what the timeline says; the frames still remaining
-                have not been yielded.
-        """
-        keyframe_packets = self._timeline.keyframe_packets
-        num_to_remain = len(self._remaining)
-        has_begun = False
-        for keyframe, group in itertools.groupby(
-            list(self._remaining), key=lambda index: int(self._timeline.keyframe_of[index])
-        ):
-            group_pts = {int(self._timeline.pts[index]) for index in group}
-            # Some may have been sent already, between the packets of an earlier group.
-            unsent = group_pts & self._unsent_pts
-            first_packet: av.Packet[av.VideoStream] | None = None
-            distance = int(keyframe_packets[keyframe]) - self._next_packet
-            if unsent and (not has_begun or distance > _NEAR_PACKETS):
-                if has_begun:
-                    yield from self._drain(num_to_remain)
-                first_packet = self._go_to(keyframe, distance)
-                has_begun = True
-            yield from self._decode_until_sent(unsent, first_packet)
-            num_to_remain -= len(group_pts)
-        yield from self._drain(num_to_remain)
-
-    def _decode_until_sent(
-        self, unsent: set[int], first_packet: "av.Packet[av.VideoStream] | None"
-    ) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Feeds the decoder until it has the packets of all these frames."""
-        # After a start in mid-stream, frames shown before the keyframe refer to what was not
-        # decoded. Nobody wants them from here.
-        leading_before = None if first_packet is None else first_packet.pts
-        while unsent:
-            packet = self._read_packet() if first_packet is None else first_packet
-            first_packet = None
-            pts = packet.pts
-            assert pts is not None
-            self._codec.skip_frame = "DEFAULT" if pts in self._unsent_pts else "NONREF"
-            self._unsent_pts.discard(pts)
-            unsent.discard(pts)
-            try:
-                frames = packet.decode()
-            except av.error.FFmpegError as error:
-                if leading_before is None or pts >= leading_before:
-                    raise _UnexpectedError from error
-                continue
-            yield from self._take(frames)
-
-    def _drain(self, num_to_remain: int) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Gets the frames that the decoder still holds; all that were sent must be there now."""
-        try:
-            frames = self._codec.decode(None)
-        except av.error.FFmpegError as error:
-            raise _UnexpectedError from error
-        yield from self._take(frames)
-        if len(self._remaining) > num_to_remain:
-            raise _UnexpectedError
-        self._codec.flush_buffers()
-
-    def _take(self, frames: list[av.VideoFrame]) -> Iterator[tuple[int, av.VideoFrame]]:
-        for frame in frames:
-            if not self._remaining:
-                return
-            awaited = self._timeline.pts[self._remaining[0]]
-            if frame.pts is None or frame.pts > awaited:
-                raise _UnexpectedError
-            if frame.pts == awaited:
-                if frame.is_corrupt:
-                    raise _UnexpectedError
-                yield self._remaining.popleft(), frame
-
-    def _go_to(self, keyframe: int, distance: int) -> "av.Packet[av.VideoStream]":
-        """Passes over packets, or seeks, and returns the keyframe's packet."""
-        target = int(self._timeline.keyframe_pts[keyframe])
-        if distance > _SEEK_PACKETS:
-            try:
-                self._opened.container.seek(
-                    int(self._timeline.keyframe_seeks[keyframe]), stream=self._opened.stream
-                )
-            except av.error.FFmpegError as error:
-                raise _UnexpectedError from error
-            self._packets = each_packet(self._opened, self._source)
-        while True:
-            packet = self._read_packet()
-            if packet.is_keyframe and packet.pts is not None and packet.pts >= target:
-                break
-        if packet.pts > target:
-            raise _UnexpectedError
-        self._next_packet = int(self._timeline.keyframe_packets[keyframe]) + 1
-        return packet
-
-    def _read_packet(self) -> "av.Packet[av.VideoStream]":
-        try:
-            packet = next(self._packets, None)
-        except av.error.FFmpegError as error:
-            raise _UnexpectedError from error
-        if packet is None or packet.pts is None:
-            raise _UnexpectedError
-        self._next_packet += 1
-        return packet
 
 
 def _convert(converter: PixelConverter, frame: av.VideoFrame) -> Pixels:
