@@ -11,7 +11,7 @@ import pytest
 from s3_server import S3Server
 from shard_files import CountingStream, make_parquet, make_tar, make_zip
 
-from effnet_batch.errors import FetchError, OutageError, RecordError
+from effnet_batch.errors import FetchError, OutageError, RecordError, TooLargeError
 from effnet_batch.manifest import build_manifest
 from effnet_batch.schema import record_id, source_id
 from effnet_batch.stages.read import Item, OutageGuard, Source, read_items
@@ -224,6 +224,49 @@ def test_memory_ahead_of_the_decoder_is_bounded(
         tracemalloc.stop()
     assert num_read == len(sizes)
     assert peak < (most + 0.5) * sizes[0] * MIB
+
+
+class Bounded(Made):
+    """Keeps to the limit, and notes how many bytes each call gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_bytes: list[int] = []
+
+    def read_many(
+        self, requests: Sequence[ReadRequest], *, max_bytes: int | None = None
+    ) -> list[bytes | RecordError]:
+        assert max_bytes is not None
+        results: list[bytes | RecordError] = [
+            data if len(data) <= max_bytes else TooLargeError("too large")
+            for data in super().read_many(requests)
+            if isinstance(data, bytes)
+        ]
+        self.num_bytes.append(sum(len(data) for data in results if isinstance(data, bytes)))
+        return results
+
+
+def test_images_whose_size_no_list_says_are_not_fetched_by_the_gigabyte() -> None:
+    sizes = [6] * 64 + [40, 200] + [6] * 8
+    storage = Bounded()
+    sources = [source(f"s3://b/{index}-{size}", "image") for index, size in enumerate(sizes)]
+    items = list(
+        read_items(
+            sources,
+            storage,
+            OutageGuard(),
+            max_bytes=100 * MIB,
+            image_column=None,
+            on_incomplete=lambda source, error: None,
+        )
+    )
+    assert [item.source for item in items] == sources
+    found = [len(item.data) // MIB if item.data is not None else None for item in items]
+    assert found == [size if size <= 100 else None for size in sizes]
+    first, *others = storage.num_bytes
+    assert first == 32 * 6 * MIB
+    assert max(others) == 40 * MIB  # one of it alone, or a few of the others
+    assert len(storage.groups) < 24
 
 
 def test_what_the_thread_raises_is_raised_here_and_leaving_ends_it() -> None:

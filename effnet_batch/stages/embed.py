@@ -3,11 +3,11 @@
 import collections
 import contextlib
 import dataclasses
-import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,9 @@ from effnet_batch.models.engine import Engine, EngineOutput
 from effnet_batch.schema import STATUS_OK, embeddings_schema
 from effnet_batch.stages.decode import DecodedBatch
 from effnet_batch.stages.read import Item
+
+_MAX_BATCH_BYTES: Final = 64 << 20
+"""Encoded bytes after which a batch is full, so that few very large images wait at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +120,18 @@ class StageClock:
                 self.seconds[stage] += time.perf_counter() - start
 
 
+def _next_batch(stream: Iterator[Item], batch_size: int) -> list[Item]:
+    batch: list[Item] = []
+    num_bytes = 0
+    while len(batch) < batch_size and num_bytes < _MAX_BATCH_BYTES:
+        item = next(stream, None)
+        if item is None:
+            break
+        batch.append(item)
+        num_bytes += len(item.data or b"")
+    return batch
+
+
 def embed_items(
     items: Iterable[Item],
     decode: Callable[[list[Item]], DecodedBatch],
@@ -129,7 +144,8 @@ def embed_items(
     """Decodes and embeds in parallel lanes, yielding tables in the items' order.
 
     A lane decodes a batch and runs the model over it in one thread, so that every core is busy and
-    no frame waits for another core. Batches are cut by count alone: a rerun cuts the same ones.
+    no frame waits for another core. Batches are cut by count, and by the bytes of very large
+    images: a rerun cuts the same ones.
 
     Args:
         items: what `read_items` yields.
@@ -152,7 +168,7 @@ def embed_items(
         try:
             while True:
                 with clock.measure("read"):
-                    batch = list(itertools.islice(stream, batch_size))
+                    batch = _next_batch(stream, batch_size)
                 if not batch:
                     break
                 waiting.append(pool.submit(lane, batch))

@@ -8,7 +8,7 @@ from typing import Final
 
 import pyarrow as pa
 
-from effnet_batch.errors import FetchError, OutageError, RecordError
+from effnet_batch.errors import FetchError, OutageError, RecordError, TooLargeError
 from effnet_batch.schema import KIND_IMAGE, KIND_VIDEO, MEDIA, record_id
 from effnet_batch.shards import iter_members
 from effnet_batch.storage import ReadRequest, Storage
@@ -120,11 +120,12 @@ def read_items(
     Raises:
         OutageError: storage went away.
     """
+    usual = _UsualSize()
 
     def chunks() -> Iterator[list[Item]]:
-        for group in _groups(sources):
+        for group in _groups(sources, usual):
             if group[0].kind in MEDIA:
-                yield _read_plain(group, storage, max_bytes)
+                yield from _read_plain(group, storage, max_bytes, usual)
             else:
                 items = _read_shard(
                     group[0], storage, max_bytes, medium, image_column, on_incomplete
@@ -138,14 +139,25 @@ def read_items(
             yield item
 
 
-def _groups(sources: list[Source]) -> Iterator[list[Source]]:
+class _UsualSize:
+    """Guesses the bytes of images whose manifest does not say them, as in most lists."""
+
+    def __init__(self) -> None:
+        self.num_bytes = _CHUNK_BYTES / _CHUNK_ITEMS
+
+    def learn(self, data: bytes) -> None:
+        """Takes in the size of one more image; the last dozen decide."""
+        self.num_bytes += (len(data) - self.num_bytes) / 8
+
+
+def _groups(sources: list[Source], usual: _UsualSize) -> Iterator[list[Source]]:
     """Yields runs of plain sources that are fetched together, and shards one by one."""
     group: list[Source] = []
     num_bytes = 0
     for source in sources:
         is_video = source.kind == KIND_VIDEO
         # A video of unknown size may be large.
-        size = source.size_bytes or (_CHUNK_BYTES + 1 if is_video else 0)
+        size = source.size_bytes or (_CHUNK_BYTES + 1 if is_video else int(usual.num_bytes))
         if group and (
             source.kind != group[0].kind
             or len(group) == (_CHUNK_VIDEOS if is_video else _CHUNK_ITEMS)
@@ -162,17 +174,33 @@ def _groups(sources: list[Source]) -> Iterator[list[Source]]:
         yield group
 
 
-def _read_plain(group: list[Source], storage: Storage, max_bytes: int) -> list[Item]:
+def _read_plain(
+    group: list[Source], storage: Storage, max_bytes: int, usual: _UsualSize
+) -> Iterator[list[Item]]:
+    """Yields the items of a group; those that are much larger than was to be expected alone."""
     requests = [ReadRequest(s.uri, fetch_uri=s.fetch_uri, etag=s.etag) for s in group]
+    is_guess = len(group) > 1 and any(source.size_bytes is None for source in group)
+    limit = min(max_bytes, _CHUNK_BYTES) if is_guess else max_bytes
     items = []
-    results = storage.read_many(requests, max_bytes=max_bytes)
-    for source, result in zip(group, results, strict=True):
-        if isinstance(result, RecordError):
-            item = Item(source, error=result, size_bytes=source.size_bytes, num_source_records=1)
-        else:
-            item = Item(source, data=result, size_bytes=len(result), num_source_records=1)
-        items.append(item)
-    return items
+    results = storage.read_many(requests, max_bytes=limit)
+    for source, request, result in zip(group, requests, results, strict=True):
+        if not isinstance(result, TooLargeError) or limit == max_bytes:
+            items.append(_plain_item(source, result, usual))
+            continue
+        if items:
+            yield items
+        (whole,) = storage.read_many([request], max_bytes=max_bytes)
+        yield [_plain_item(source, whole, usual)]
+        items = []
+    if items:
+        yield items
+
+
+def _plain_item(source: Source, result: bytes | RecordError, usual: _UsualSize) -> Item:
+    if isinstance(result, RecordError):
+        return Item(source, error=result, size_bytes=source.size_bytes, num_source_records=1)
+    usual.learn(result)
+    return Item(source, data=result, size_bytes=len(result), num_source_records=1)
 
 
 def _read_shard(
