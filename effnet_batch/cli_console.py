@@ -279,7 +279,8 @@ def _cell(value: object) -> str:
         return "–"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    # A name may hold a line break; what it says after it must not pass for a line of ours.
+    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("\n", "\\n")
 
 
 def printable(text: str) -> str:

@@ -118,6 +118,8 @@ def test_a_hostile_name_cannot_steer_the_terminal() -> None:
         Console(stream=stream, is_terminal=is_terminal).message("bad\x1b]0;title\x07\rname.jpg")
         assert r"bad\x1b]0;title\x07\rname.jpg" in shown_on_terminal(stream.getvalue())
     assert printable("Grüße/写真 1.jpg") == "Grüße/写真 1.jpg"
+    name = "a.jpg\nok  0 failures"
+    assert format_table(["uri"], [[name]]) == "uri\na.jpg\\nok  0 failures\n"
 
 
 @pytest.mark.parametrize(
