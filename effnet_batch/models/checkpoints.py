@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from effnet_batch.errors import WeightsError
 from effnet_batch.models.checkpoint import read_state_dict
@@ -25,7 +25,7 @@ from effnet_batch.models.sequence import SequenceClassifier
 from effnet_batch.models.weights_file import WeightsFile, local_weights
 from effnet_batch.storage import Storage, canonical_uri
 
-OWN_LAYOUT = "effnet_batch"
+OWN_LAYOUT: Final = "effnet_batch"
 """Layout of the files that `save_checkpoint` writes."""
 
 
@@ -117,7 +117,7 @@ def save_checkpoint(
 
     Raises:
         ValueError: ``info`` describes another network.
-        StorageError: the place cannot be written.
+        OutageError: the place cannot be written.
     """
     data = checkpoint_bytes(model, info)
     (storage or Storage()).write(canonical_uri(uri), data)
