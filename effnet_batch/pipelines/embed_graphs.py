@@ -97,6 +97,11 @@ def run_graph(
     Raises:
         ray.exceptions.RayError: a worker raised or died too often.
     """
+    # A block of the split graph is larger than this and not half as large again, so Ray passes it
+    # on as it was yielded, cut by rows.
+    ray.data.DataContext.get_current().target_max_block_size = (
+        task.rows_per_block * task.frame_bytes * 4 // 5
+    )
     refs: list[Any] = [ray.put(unit) for unit in units]
     source = ray.data.from_arrow_refs(refs)
     graph = _fused if placement.mode == "fused" else _split
@@ -142,7 +147,8 @@ def _split(
         batch_format="pyarrow",
         # Without a bound, Ray starts a process for every part that waits.
         compute=ray.data.TaskPoolStrategy(size=_COMMITS_PER_ACTOR * placement.num_actors),
-        num_cpus=0.1,
+        # Any share of a CPU would wait until no unit is left to decode: nothing would be committed.
+        num_cpus=0,
         max_retries=_RETRIES,
     )
 
