@@ -97,11 +97,6 @@ def run_graph(
     Raises:
         ray.exceptions.RayError: a worker raised or died too often.
     """
-    # A block of the split graph is larger than this and not half as large again, so Ray passes it
-    # on as it was yielded, cut by rows.
-    ray.data.DataContext.get_current().target_max_block_size = (
-        task.rows_per_block * task.frame_bytes * 4 // 5
-    )
     refs: list[Any] = [ray.put(unit) for unit in units]
     source = ray.data.from_arrow_refs(refs)
     graph = _fused if placement.mode == "fused" else _split
@@ -129,6 +124,10 @@ def _split(
 ) -> ray.data.Dataset:
     # Order is part of a re-execution repeating itself: parts are cut from consecutive rows.
     source.context.execution_options.preserve_order = True
+    # A block of decoded rows is larger than this and not half as large again, so Ray passes it on
+    # as it was yielded, cut by rows.
+    block_bytes = task.rows_per_block * task.frame_bytes
+    source.context.target_max_block_size = block_bytes * 4 // 5
     decoded = source.map_batches(
         cast("Any", decode_unit),
         fn_kwargs={"task": task, "board": board},

@@ -12,7 +12,7 @@ import os
 import queue
 import signal
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +33,8 @@ from effnet_batch.stages.embed import EmbeddingColumns, StageClock, embed_batch,
 from effnet_batch.stages.read import Item, OutageGuard, read_items, sources_from_table
 from effnet_batch.storage import Storage, StorageOptions
 
+_MIN_ROWS_PER_BLOCK: Final = 64
+
 
 @dataclasses.dataclass(frozen=True)
 class EmbedTask:
@@ -45,6 +47,17 @@ class EmbedTask:
     resolved: Resolved
     num_lanes: int
     rows_per_part: int
+
+    @property
+    def rows_per_block(self) -> int:
+        """Rows that travel together in the split graph: whole batches, at least 64."""
+        batch_size = self.resolved.engine.batch_size
+        return batch_size * max(1, _MIN_ROWS_PER_BLOCK // batch_size)
+
+    @property
+    def frame_bytes(self) -> int:
+        """Size of one decoded frame."""
+        return 3 * self.resolved.preprocessing.image_size**2
 
     @property
     def columns(self) -> EmbeddingColumns:
@@ -106,23 +119,22 @@ def decode_unit(unit: pa.Table, *, task: EmbedTask, board: Any) -> Iterator[pa.T
     """Task of the split graph: reads and decodes a unit.
 
     Yields:
-        Rows with their frame in a binary column ``frame`` (null unless ok), and ``unit`` and
-        ``place``, the row's number in the unit.
+        ``task.rows_per_block`` rows at a time, the last time fewer, with their frame in a binary
+        column ``frame``, and ``unit`` and ``place``, the row's number in the unit. Each becomes a
+        block: Ray takes up the blocks of a task that it runs again by their position.
     """
     progress = UnitProgress(board, unit)
     size = task.resolved.preprocessing.image_size
-    place = 0
-    batch_size = task.resolved.engine.batch_size
     with _decoder(task, is_suspect=progress.is_suspect) as decode:
-        items = _read(task, unit, _storage(task.storage), _task_guard(task.run_id), board)
         tables = embed_items(
-            items,
+            _read(task, unit, _storage(task.storage), _task_guard(task.run_id), board),
             lambda batch: decode_batch(batch, decode, task.stamp, size),
             _with_frames,
-            batch_size=batch_size,
+            batch_size=task.rows_per_block,
             num_lanes=1,
             clock=StageClock(),
         )
+        place = 0
         for table in tables:
             places = pa.array(np.arange(place, place + len(table), dtype=np.int64))
             place += len(table)
@@ -143,7 +155,7 @@ class EncodeWorker:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Returns the rows with the model's columns in place of ``frame``."""
         size = self._task.resolved.preprocessing.image_size
-        batch = DecodedBatch(table, _frames(table["frame"], size))
+        batch = DecodedBatch(table, _frames(table, size))
         rows = embed_batch(batch, self._engine, self._task.columns)
         return rows.append_column("unit", table["unit"]).append_column("place", table["place"])
 
@@ -287,28 +299,32 @@ def _task_guard(run_id: str) -> OutageGuard:
 
 
 def _with_frames(batch: DecodedBatch) -> pa.Table:
-    is_ok = np.asarray(pc.equal(batch.rows["status"], STATUS_OK))
-    width = batch.frames[0].nbytes if len(batch.frames) else 0
-    offsets = np.zeros(len(is_ok) + 1, np.int64)
-    np.cumsum(np.where(is_ok, width, 0), out=offsets[1:])
-    validity = pa.py_buffer(np.packbits(is_ok, bitorder="little").tobytes())
-    frames = pa.Array.from_buffers(
-        pa.large_binary(),
-        len(is_ok),
-        [validity, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(batch.frames))],
-    )
-    return batch.rows.append_column("frame", frames)
+    """Returns the rows with a column of frames; a record without one has zeros, which are not used.
+
+    All rows are equally large, so that blocks cut by bytes are cut by rows.
+    """
+    is_ok = _is_ok(batch.rows)
+    frames = np.zeros((len(is_ok), *batch.frames.shape[1:]), np.uint8)
+    frames[is_ok] = batch.frames
+    kind = pa.binary(frames[0].nbytes)
+    column = pa.Array.from_buffers(kind, len(is_ok), [None, pa.py_buffer(frames)])
+    return batch.rows.append_column("frame", column)
 
 
-def _frames(column: pa.ChunkedArray, image_size: int) -> np.ndarray:
-    """Returns the frames that are not null as uint8 [N, S, S, 3], without a copy if possible."""
-    width = image_size * image_size * 3
-    arrays = []
-    for chunk in column.chunks:
-        _, offsets, data = chunk.buffers()
-        if data is None or not len(chunk):
-            continue
-        bounds = np.frombuffer(offsets, np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
-        arrays.append(np.frombuffer(data, np.uint8)[bounds[0] : bounds[-1]])
-    flat = arrays[0] if len(arrays) == 1 else np.concatenate([*arrays, np.empty(0, np.uint8)])
-    return flat.reshape(len(flat) // width, image_size, image_size, 3)
+def _frames(table: pa.Table, image_size: int) -> np.ndarray:
+    """Returns the frames of the rows that are ok as uint8 [N, S, S, 3]; a view if that is all."""
+    chunks = [
+        np.frombuffer(chunk.buffers()[1], np.uint8)[
+            chunk.offset * chunk.type.byte_width : (chunk.offset + len(chunk))
+            * chunk.type.byte_width
+        ]
+        for chunk in table["frame"].chunks
+    ]
+    flat = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
+    frames = flat.reshape(table.num_rows, image_size, image_size, 3)
+    is_ok = _is_ok(table)
+    return frames if is_ok.all() else frames[is_ok]
+
+
+def _is_ok(table: pa.Table) -> np.ndarray:
+    return np.asarray(pc.equal(table["status"], STATUS_OK))
