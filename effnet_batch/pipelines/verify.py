@@ -101,6 +101,8 @@ def load_manifest(storage: Storage, paths: OutputPaths) -> pa.Table:
 
 def without_forgotten(manifest: pa.Table, forgotten: list[str]) -> pa.Table:
     """Returns a manifest without the sources of these ids."""
+    if not forgotten:  # the usual case, which need not copy a large manifest
+        return manifest
     ids = pa.array(forgotten, pa.string())
     return manifest.filter(pc.invert(pc.is_in(manifest["source_id"], ids)))
 
@@ -131,9 +133,8 @@ def check(manifest: pa.Table, ledger: Ledger, run: dict[str, Any]) -> Report:
         is_finished = (
             np.asarray(pc.is_valid(place)) & np.asarray(at["is_complete"]) & np.asarray(same)
         )
-    failed_ids = ledger.sources_with_status(
-        name for name in ledger.count_live_by_status() if name != STATUS_OK
-    )
+    records_by_status = ledger.count_live_by_status()
+    failed_ids = ledger.sources_with_status(name for name in records_by_status if name != STATUS_OK)
     is_failed = is_finished & np.asarray(pc.is_in(ids, value_set=failed_ids))
     num_live = int(states.is_live.sum())
     return Report(
@@ -143,7 +144,7 @@ def check(manifest: pa.Table, ledger: Ledger, run: dict[str, Any]) -> Report:
         num_pending=int((~is_finished).sum()),
         num_records=num_live,
         num_superseded=len(states.is_live) - num_live,
-        records_by_status=ledger.count_live_by_status(),
+        records_by_status=records_by_status,
         pending=tuple(
             manifest["uri"].filter(pa.array(~is_finished)).slice(0, _MAX_LISTED).to_pylist()
         ),
@@ -165,7 +166,7 @@ def _problems(
     num_strangers = pc.sum(strangers).as_py() or 0
     if num_strangers:
         problems.append(f"records of {num_strangers} sources that the manifest does not have")
-    num_repeated = manifest.num_rows - pc.count_distinct(manifest["source_id"]).as_py()
+    num_repeated = manifest.num_rows - pc.count_distinct(ids).as_py()
     if num_repeated:
         problems.append(f"{num_repeated} sources stand more than once in the manifest")
     return problems[:_MAX_LISTED]

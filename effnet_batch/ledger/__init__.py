@@ -1,0 +1,13 @@
+"""What is done: the committed parts themselves, read back.
+
+*Live rows* are those of a source's highest complete attempt, else of its highest; where a record
+stands twice in an attempt, the part of the smallest name wins. A source is done when its live
+attempt holds as many distinct records as its last record says, none of them failed for a passing
+reason, and its version is unchanged.
+"""
+
+from effnet_batch.ledger.parts import Part, ids_from_hex, list_parts
+from effnet_batch.ledger.scan import Ledger
+from effnet_batch.ledger.states import SourceStates
+
+__all__ = ["Ledger", "Part", "SourceStates", "ids_from_hex", "list_parts"]

@@ -1,0 +1,154 @@
+"""The ledger of one output: found by listing, read from the parts' tails, kept up to date."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from effnet_batch.errors import FetchError, OutageError, RecordError
+from effnet_batch.ledger.parts import ID, ROWS_SCHEMA, Part, list_parts, read_rows, tail_size
+from effnet_batch.ledger.states import SourceStates, group_states
+from effnet_batch.schema import STATUS_OK, STATUSES
+from effnet_batch.storage import ReadRequest, Storage
+
+_PARTS_PER_REQUEST: Final = 256
+
+
+class Ledger:
+    """The rows of `LEDGER_COLUMNS` of every part of one output.
+
+    Memory grows with the committed records, some 100 bytes each.
+    """
+
+    def __init__(self, storage: Storage, data_uri: str) -> None:
+        self.storage = storage
+        self.data_uri = data_uri
+        self.parts: list[Part] = []
+        self.unreadable: dict[str, str] = {}
+        """Parts that cannot be read, with the reason; their records count as absent."""
+        self.fingerprints: set[str] = set()
+        """Every fingerprint found in a part."""
+        self._tables: list[pa.Table] = []
+        self._num_rows: list[int] = []  # of every part
+        self._states: SourceStates | None = None
+
+    @classmethod
+    def scan(cls, storage: Storage, data_uri: str) -> "Ledger":
+        """Reads the ledger of an output that may not exist yet."""
+        ledger = cls(storage, data_uri)
+        ledger.refresh()
+        return ledger
+
+    def refresh(self) -> None:
+        """Takes in the parts that were committed since the last look.
+
+        Raises:
+            OutageError: storage does not give a part that is there.
+        """
+        known = {part.uri for part in self.parts} | self.unreadable.keys()
+        new = [part for part in list_parts(self.storage, self.data_uri) if part.uri not in known]
+        groups = [
+            new[start : start + _PARTS_PER_REQUEST]
+            for start in range(0, len(new), _PARTS_PER_REQUEST)
+        ]
+        # One group is on its way while the one before it is parsed.
+        with ThreadPoolExecutor(1, thread_name_prefix="ledger") as ahead:
+            coming = [ahead.submit(self._fetch, group) for group in groups[:1]]
+            for index, group in enumerate(groups):
+                tails = coming.pop().result()
+                coming += [ahead.submit(self._fetch, each) for each in groups[index + 1 :][:1]]
+                self._take(group, tails)
+
+    def _fetch(self, parts: list[Part]) -> list[bytes | FetchError]:
+        num_bytes = max(tail_size(part.size_bytes) for part in parts)
+        return self.storage.read_tails([part.uri for part in parts], num_bytes)
+
+    def _take(self, parts: list[Part], tails: list[bytes | FetchError]) -> None:
+        tables: list[pa.Table] = []
+        readable: list[Part] = []
+        for part, tail in zip(parts, tails, strict=True):
+            if isinstance(tail, FetchError):
+                if tail.is_transient:
+                    raise OutageError(f"a part cannot be read now: {tail}")
+                self.unreadable[part.uri] = str(tail)
+                continue
+            try:
+                rows, fingerprint = read_rows(self.storage, part, tail)
+            # pyarrow says OSError where the bytes themselves are damaged.
+            except (pa.ArrowException, OSError, KeyError, ValueError, RecordError) as error:
+                self.unreadable[part.uri] = f"not a part: {error}"
+                continue
+            self.fingerprints.add(fingerprint)
+            number = np.full(rows.num_rows, len(self.parts) + len(readable), np.int32)
+            tables.append(rows.append_column("part", pa.array(number)))
+            readable.append(part)
+        if readable:
+            self.parts += readable
+            self._num_rows += [table.num_rows for table in tables]
+            # Thousands of small tables cost more memory than what is in them.
+            self._tables.append(pa.concat_tables(tables).combine_chunks())
+            self._states = None
+
+    @property
+    def rows(self) -> pa.Table:
+        """Every committed row: source, record, version, attempt, status, need, part."""
+        return pa.concat_tables(self._tables) if self._tables else ROWS_SCHEMA.empty_table()
+
+    def states(self) -> SourceStates:
+        """Returns the state of every source, and which rows are live."""
+        if self._states is None:
+            self._states = group_states(self.rows, self._part_order())
+        return self._states
+
+    def _part_order(self) -> np.ndarray:
+        """Returns the rank of every part's name; refreshes may have found names out of order."""
+        order = np.empty(len(self.parts), np.int64)
+        names = [part.uri for part in self.parts]
+        order[sorted(range(len(names)), key=names.__getitem__)] = np.arange(len(names))
+        return order
+
+    def count_live_by_status(self) -> dict[str, int]:
+        """Returns how many live records have each status, without the zeros."""
+        codes = np.asarray(self.rows["status"])[self.states().is_live]
+        counts = np.bincount(codes, minlength=len(STATUSES))
+        return {STATUSES[code]: int(count) for code, count in enumerate(counts) if count}
+
+    def sources_with_status(self, statuses: Iterable[str]) -> pa.Array:
+        """Returns the ids (16 bytes) of the sources with a live record of one of these statuses."""
+        codes = pa.array([STATUSES.index(name) for name in statuses], pa.int8())
+        rows = self.rows.select(["source", "status"])
+        is_wanted = np.asarray(pc.is_in(rows["status"], codes)) & self.states().is_live
+        return pc.unique(rows["source"].filter(pa.array(is_wanted))).cast(ID)
+
+    def live(
+        self, columns: Sequence[str] | None = None, *, only_ok: bool = False
+    ) -> Iterator[pa.Table]:
+        """Yields the live rows part by part, in the order of the parts' names.
+
+        Args:
+            columns: which columns, in this order; all when None.
+            only_ok: leave out the records that failed.
+
+        Raises:
+            RecordError: a part vanished or broke since the scan.
+        """
+        is_live = self.states().is_live
+        if only_ok:
+            is_live = is_live & (np.asarray(self.rows["status"]) == STATUSES.index(STATUS_OK))
+        starts = np.cumsum([0, *self._num_rows])
+        order = np.argsort(self._part_order())
+        wanted = [int(i) for i in order if is_live[starts[i] : starts[i + 1]].any()]
+        for chunk in (wanted[i : i + 8] for i in range(0, len(wanted), 8)):
+            requests = [ReadRequest(self.parts[i].uri) for i in chunk]
+            for i, data in zip(chunk, self.storage.read_many(requests), strict=True):
+                if isinstance(data, RecordError):
+                    raise data
+                table = pq.read_table(
+                    pa.BufferReader(data), columns=None if columns is None else list(columns)
+                )
+                mask = is_live[starts[i] : starts[i + 1]]
+                yield table if mask.all() else table.filter(pa.array(mask))
