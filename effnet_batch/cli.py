@@ -104,7 +104,7 @@ def retry(output: str, statuses: str, storage: dict[str, Any], console: Console)
 
     names = _statuses(statuses)
     run = stored_run(output, **storage)
-    config = EmbedConfig.from_flat(run["config"])
+    config = EmbedConfig.from_flat({**run["config"], **storage})
     summary = run_embed(run["input"], output, config=config, retry=names, reporter=console)
     return _conclude(summary, config.limits.max_failures, console)
 

@@ -372,3 +372,14 @@ def test_web_sources_and_where_they_lead(
     (row,) = rows_of(tmp_path / "out-names")
     assert (row["status"], row["error_type"]) == ("fetch_error", "RefusedHostError")
     assert web.asked == []
+
+    # The flag can be given afterwards.
+    arguments = ("retry", str(tmp_path / "out-names"), "--status=fetch_error")
+    code, _, err = run_command(capfd, *arguments, "--allow-private-hosts")
+    assert code == 0, err
+    rows = rows_of(tmp_path / "out-names")
+    assert [(r["attempt"], r["status"]) for r in sorted(rows, key=lambda r: r["attempt"])] == [
+        (1, "fetch_error"),
+        (2, "ok"),
+    ]
+    assert set(web.asked) == {"/inside.jpg"}
