@@ -1,12 +1,15 @@
 """Small real videos, made by FFmpeg's encoders from a moving pattern."""
 
+import contextlib
+import functools
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
+import av.error
 import numpy as np
 import skvideo
 
@@ -82,11 +85,133 @@ def encode(
     return file.getvalue()
 
 
-def decode_plainly(data: bytes) -> list[tuple[float, np.ndarray]]:
-    """Every frame of the largest stream in order: seconds, and uint8 [H, W, 3] not yet turned."""
+def decode_plainly(data: bytes) -> list[tuple[float | None, np.ndarray]]:
+    """Every frame of the largest stream in order: seconds, and uint8 [H, W, 3] not yet turned.
+
+    The full decode that chosen frames are held against: every packet goes to the decoder, errors
+    are passed over.
+    """
+    frames: list[av.VideoFrame] = []
     with av.open(io.BytesIO(data), "r") as container:
         stream = max(container.streams.video, key=lambda stream: stream.width)
+        # What is shown in place of damage depends on the number of threads.
+        stream.codec_context.thread_count = 1
+        try:
+            for packet in container.demux(stream):
+                with contextlib.suppress(av.error.FFmpegError):
+                    frames += packet.decode()
+        except av.error.FFmpegError:
+            frames += stream.codec_context.decode(None)
         return [
-            (float(frame.pts * stream.time_base), frame.to_ndarray(format="rgb24"))
-            for frame in container.decode(stream)
+            (
+                None if frame.pts is None else float(frame.pts * stream.time_base),
+                frame.to_ndarray(format="rgb24"),
+            )
+            for frame in frames
         ]
+
+
+def remux(
+    data: bytes,
+    container: str,
+    *,
+    move: Callable[[int], int] = lambda time: time,
+    muxer_options: dict[str, str] | None = None,
+) -> bytes:
+    """The same packets in another container, their times moved."""
+    file = io.BytesIO()
+    with (
+        av.open(io.BytesIO(data), "r") as source,
+        av.open(file, "w", format=container, options=muxer_options or {}) as output,
+    ):
+        template = source.streams.video[0]
+        stream: Any = output.add_stream_from_template(template)
+        for packet in source.demux(template):
+            if packet.dts is not None and packet.pts is not None:
+                packet.pts, packet.dts = move(packet.pts), move(packet.dts)
+                packet.stream = stream
+                output.mux(packet)
+    return file.getvalue()
+
+
+B_FRAMES = {"g": "24", "bf": "3"}
+X265 = {"x265-params": "keyint=24:log-level=none"}
+VP9 = {"g": "24", "deadline": "realtime", "cpu-used": "8", "lag-in-frames": "16"}
+AV1 = {"g": "24", "preset": "12", "svtav1-params": "film-grain=0"}
+# Variable: bursts, a second of stillness, jitter.
+TIMES_MS = [0, 40, 70, 71, 200, 1200, *(1233 + 37 * i + (i * i) % 13 for i in range(54))]
+
+ENCODINGS: dict[str, Callable[[], bytes]] = {
+    **{
+        f"H.264 in {container}": lambda container=container: encode(
+            "libx264", container, options=B_FRAMES, num_frames=100
+        )
+        for container in ("mp4", "mov", "matroska", "avi", "mpegts")
+    },
+    **{
+        f"MPEG-4 in {container}": lambda container=container: encode(
+            "mpeg4", container, options={"g": "24", "bf": "2"}
+        )
+        for container in ("mp4", "avi", "mpegts")
+    },
+    **{
+        f"HEVC in {container}": lambda container=container: encode(
+            "libx265", container, options=X265, num_frames=100
+        )
+        for container in ("mp4", "mpegts")
+    },
+    "HEVC 10-bit in mkv": lambda: encode(
+        "libx265", "matroska", options=X265, pixel_format="yuv420p10le"
+    ),
+    "VP9 in webm": lambda: encode("libvpx-vp9", "webm", options=VP9, num_frames=100),
+    "VP9 in mp4": lambda: encode("libvpx-vp9", "mp4", options=VP9),
+    "VP8 in webm": lambda: encode("libvpx", "webm", options={"auto-alt-ref": "1", **VP9}),
+    "AV1 in mp4": lambda: encode("libsvtav1", "mp4", options=AV1, num_frames=100),
+    "AV1 10-bit in webm": lambda: encode(
+        "libsvtav1", "webm", options=AV1, pixel_format="yuv420p10le"
+    ),
+    "MJPEG in avi": lambda: encode("mjpeg", "avi", pixel_format="yuvj420p"),
+    "MJPEG in mov": lambda: encode("mjpeg", "mov", pixel_format="yuvj420p"),
+    "MPEG-2 in ts": lambda: encode("mpeg2video", "mpegts", options={"g": "12", "bf": "2"}),
+    "ProRes in mov": lambda: encode("prores_ks", "mov", pixel_format="yuv422p10le", num_frames=30),
+    "H.264 10-bit": lambda: encode(options=B_FRAMES, pixel_format="yuv420p10le"),
+    "H.264 odd size": lambda: encode(options=B_FRAMES, pixel_format="yuv444p", size=(97, 63)),
+    "H.264 open GOP": lambda: encode(
+        options={**B_FRAMES, "x264-params": "open-gop=1:b-pyramid=normal"}, num_frames=100
+    ),
+    "H.264 open GOP in ts": lambda: encode(
+        container="mpegts",
+        options={**B_FRAMES, "x264-params": "open-gop=1:b-pyramid=normal"},
+        num_frames=100,
+    ),
+    "H.264 without whole keyframes": lambda: encode(
+        options={"g": "24", "x264-params": "intra-refresh=1"}
+    ),
+    "H.264 interlaced": lambda: encode(options={**B_FRAMES, "x264-params": "interlaced=1"}),
+    "H.264 interlaced in ts": lambda: encode(
+        container="mpegts", options={**B_FRAMES, "x264-params": "interlaced=1"}
+    ),
+    "variable frame rate": lambda: encode(options=B_FRAMES, times=TIMES_MS),
+    "variable frame rate in mkv": lambda: encode("libx264", "matroska", times=TIMES_MS),
+    "edit list": lambda: with_edit_list(encode(options=B_FRAMES, num_frames=100)),
+    "edit list, HEVC": lambda: with_edit_list(encode("libx265", options=X265, num_frames=100)),
+    "fragmented mp4": lambda: encode(
+        options=B_FRAMES, muxer_options={"movflags": "frag_keyframe+empty_moov"}
+    ),
+    "ts cut out of a longer one": lambda: encode("libx264", "mpegts", options=B_FRAMES)[5640:],
+    "several streams": lambda: encode(with_audio=True, with_second_video=True),
+    "one frame": lambda: encode(num_frames=1),
+    "carphone": lambda: (CLIPS / "carphone_pristine.mp4").read_bytes(),
+    "bikes": lambda: (CLIPS / "bikes.mp4").read_bytes(),
+}
+
+
+@functools.cache
+def encoded(name: str) -> bytes:
+    return ENCODINGS[name]()
+
+
+def with_edit_list(data: bytes) -> bytes:
+    """The same, with an edit list that leaves out the first 11 frames."""
+    options = {"avoid_negative_ts": "disabled", "use_editlist": "1"}
+    return remux(data, "mp4", move=lambda pts: pts - 11 * 512, muxer_options=options)

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import io
 from collections.abc import Iterator
-from typing import Any, BinaryIO, Final
+from typing import BinaryIO, Final
 
 import av
 import av.container
@@ -51,6 +51,9 @@ MAX_MESSAGE_CHARACTERS: Final = 300
 
 # What is read at once. Streams from object storage have read-ahead blocks of their own.
 _BUFFER_BYTES: Final = 256 << 10
+# A decoder forgets the size of frames that are over its limit. While a file is looked at, the limit
+# is this many times higher, so that common sizes over it can be named.
+_PROBED_LIMITS: Final = 4
 # Cover art and previews are streams too, of one picture.
 _NO_VIDEO: Final = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
 
@@ -172,7 +175,7 @@ def open_container(
             options={
                 "format_whitelist": ",".join(CONTAINERS),
                 "protocol_whitelist": "none",
-                "max_pixels": str(limits.max_pixels),
+                "max_pixels": str(_PROBED_LIMITS * limits.max_pixels),
             },
             metadata_errors="replace",
             buffer_size=_BUFFER_BYTES,
@@ -187,7 +190,7 @@ def open_container(
         check_size(codec.width, codec.height, limits)
         codec.options = {"max_pixels": str(limits.max_pixels)}
         if is_strict:
-            codec.options = codec.options | {"err_detect": "explode"}
+            codec.options = codec.options | {"err_detect": "explode+bitstream+buffer"}
         codec.thread_type = "SLICE"
         codec.thread_count = 1
         for other in container.streams:
@@ -236,7 +239,7 @@ def _opening_failure(head: bytes, error: Exception) -> RecordError:
 
 
 def _choose_stream(container: av.container.InputContainer) -> av.VideoStream:
-    """Returns FFmpeg's choice, unless that is cover art; then the first stream that is none."""
+    """Returns the stream with most pixels, as the ffmpeg program does, and of equals the first."""
     moving = [stream for stream in container.streams.video if not stream.disposition & _NO_VIDEO]
     if not moving:
         kinds = sorted({stream.type for stream in container.streams})
@@ -248,8 +251,7 @@ def _choose_stream(container: av.container.InputContainer) -> av.VideoStream:
     known = [stream for stream in moving if stream.codec_context is not None]
     if not known:
         raise UnsupportedError("the video's codec is unknown")
-    best: Any = container.streams.best("video")
-    return next((stream for stream in known if stream == best), known[0])
+    return max(known, key=lambda stream: stream.width * stream.height)
 
 
 def _check_codec(stream: av.VideoStream) -> None:

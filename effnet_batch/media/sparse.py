@@ -19,8 +19,6 @@ from effnet_batch.media.timeline import Timeline, each_packet
 
 # Up to this many packets are passed over one by one; beyond it the container is asked to seek.
 _SEEK_PACKETS: Final = 64
-# A keyframe this close is reached by decoding on, which costs less than starting anew.
-_NEAR_PACKETS: Final = 4
 # The position of a container that must seek before it can be read.
 _NOWHERE: Final = 1 << 62
 
@@ -74,7 +72,7 @@ class SparseDecoder:
             unsent = group_pts & self._unsent_pts
             first_packet: av.Packet[av.VideoStream] | None = None
             distance = int(keyframe_packets[keyframe]) - self._next_packet
-            if unsent and (not has_begun or distance > _NEAR_PACKETS):
+            if unsent and (not has_begun or distance > 0):
                 if has_begun:
                     yield from self._drain(num_to_remain)
                 first_packet = self._go_to(keyframe, distance)

@@ -92,6 +92,7 @@ class _Packets:
     is_keyframe: bytearray = dataclasses.field(default_factory=bytearray)
     has_all_times: bool = True
     is_partial: bool = False
+    is_last_cut: bool = False
     last_duration: int = 0
     first_frame: av.VideoFrame | None = None
 
@@ -148,7 +149,11 @@ def each_packet(opened: OpenedVideo, source: ByteSource) -> "Iterator[av.Packet[
         EffnetBatchError: reading the source failed, even where the demuxer swallowed that.
     """
     try:
-        yield from (packet for packet in opened.container.demux(opened.stream) if packet.size)
+        for packet in opened.container.demux(opened.stream):
+            if packet.size:
+                yield packet
+    except IndexError:
+        return  # PyAV, at the end: a damaged transport stream grew streams that it does not know.
     finally:
         source.raise_error()
 
@@ -179,6 +184,7 @@ def _read_packets(opened: OpenedVideo, source: ByteSource, limits: VideoLimits) 
             found.dts.append(packet.pts or 0 if packet.dts is None else packet.dts)
             found.is_shown.append(not packet.is_discard)
             found.is_keyframe.append(packet.is_keyframe)
+            found.is_last_cut = packet.is_corrupt
             found.is_partial |= packet.is_corrupt
             found.last_duration = packet.duration or found.last_duration
             if len(found.pts) > limits.max_packets:
@@ -189,6 +195,8 @@ def _read_packets(opened: OpenedVideo, source: ByteSource, limits: VideoLimits) 
                 found.first_frame = _decode_alone(opened, packet)
     except av.error.FFmpegError:
         found.is_partial = True
+    if found.is_last_cut:
+        found.is_shown[-1] = False
     # MP4 lists its samples at one place; what is listed but not there was cut off.
     if "mp4" in opened.container.format.name:
         found.is_partial |= sum(found.is_shown) < _count_index_entries(opened)

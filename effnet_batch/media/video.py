@@ -167,6 +167,7 @@ class VideoReader:
                 if isinstance(frame, av.error.FFmpegError):
                     self._is_partial = True
                     continue
+                self._is_partial |= frame.is_corrupt
                 shown = frame.pts if self._timeline.is_indexed else number
                 number += 1
                 while remaining and shown is not None and shown > pts[remaining[0]]:
