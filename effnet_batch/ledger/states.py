@@ -32,9 +32,9 @@ def group_states(rows: pa.Table, part_order: np.ndarray) -> SourceStates:
     """
     # Most sources have one row, and grouping a million of them costs seconds and half a gigabyte.
     is_repeated = _find_repeated(rows["source"])
-    single = _states_of_single_rows(rows.filter(pa.array(~is_repeated)))
     if not is_repeated.any():
-        return SourceStates(single, ~is_repeated)
+        return SourceStates(_states_of_single_rows(rows), ~is_repeated)
+    single = _states_of_single_rows(rows.filter(pa.array(~is_repeated)))
     grouped = _states_of_groups(rows.filter(pa.array(is_repeated)), part_order)
     is_live = ~is_repeated
     is_live[is_repeated] = grouped.is_live

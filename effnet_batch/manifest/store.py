@@ -70,9 +70,11 @@ def summarize(table: pa.Table) -> ManifestSummary:
 
 def source_version(table: pa.Table) -> pa.Array:
     """Returns each source's version: its etag, else mtime in microseconds and size, else null."""
-    mtime = table["mtime"].cast(pa.int64()).cast(pa.string())
-    size = table["size_bytes"].cast(pa.string())
-    version = pc.coalesce(table["etag"], pc.binary_join_element_wise(mtime, size, "-"))
+    version = table["etag"]
+    if version.null_count:
+        mtime = table["mtime"].cast(pa.int64()).cast(pa.string())
+        size = table["size_bytes"].cast(pa.string())
+        version = pc.coalesce(version, pc.binary_join_element_wise(mtime, size, "-"))
     return pa.concat_arrays(version.chunks) if version.num_chunks else pa.array([], pa.string())
 
 
@@ -198,7 +200,11 @@ def read_manifest(storage: Storage, output: str) -> pa.Table:
     if names is None:
         raise InputError(f"{folder}: no complete manifest; run the job with its input again")
     try:
-        tables = [pq.read_table(io.BytesIO(storage.read(join(folder, name)))) for name in names]
+        tables = [
+            # Threads would hold several row groups twice, unpacked and decoded.
+            pq.read_table(pa.BufferReader(storage.read(join(folder, name))), use_threads=False)
+            for name in names
+        ]
         table = pa.concat_tables(tables)
         return table.select(schema.MANIFEST_SCHEMA.names).cast(
             schema.MANIFEST_SCHEMA.with_metadata(tables[0].schema.metadata)

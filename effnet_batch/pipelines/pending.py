@@ -37,7 +37,10 @@ def pending_sources(
     ids = ids_from_hex(manifest["source_id"])
     place = pc.index_in(ids, value_set=states["source"].combine_chunks())
     is_known = np.asarray(pc.is_valid(place))
-    at = states.take(pc.fill_null(place, 0)) if states.num_rows else None
+    place = pc.fill_null(place, 0)
+    versions = states.select(["version", "last_version"])
+    states = states.select(["is_complete", "is_transient", "attempt", "last_attempt"])
+    at = states.take(place) if states.num_rows else None
     version = source_version(manifest)
     attempt = np.ones(manifest.num_rows, np.int32)
     is_done = np.zeros(manifest.num_rows, bool)
@@ -51,19 +54,16 @@ def pending_sources(
             is_known
             & is_complete
             & ~np.asarray(at["is_transient"])
-            & _same(version, at["version"])
+            & _same(version, versions["version"].take(place))
             & ~is_redone
         )
         last = np.asarray(at["last_attempt"])
         is_last_live = last == np.asarray(at["attempt"])
-        is_half_done = ~(is_complete & is_last_live)
         is_continued = (
-            is_known
-            & ~is_done
-            & is_half_done
-            & _same(version, at["last_version"])
-            & ~(is_redone & is_last_live)
+            is_known & ~is_done & ~(is_complete & is_last_live) & ~(is_redone & is_last_live)
         )
+        if is_continued.any():
+            is_continued &= _same(version, versions["last_version"].take(place))
         attempt = np.where(is_known, np.where(is_continued, last, last + 1), 1).astype(np.int32)
     keep = pa.array(~is_done)
     pending = manifest.select(

@@ -128,7 +128,7 @@ def check(manifest: pa.Table, ledger: Ledger, run: dict[str, Any]) -> Report:
     place = pc.index_in(ids, value_set=known)
     is_finished = np.zeros(manifest.num_rows, bool)
     if len(known):
-        at = states.table.take(pc.fill_null(place, 0))
+        at = states.table.select(["is_complete", "version"]).take(pc.fill_null(place, 0))
         same = pc.fill_null(pc.equal(source_version(manifest), at["version"]), True)
         is_finished = (
             np.asarray(pc.is_valid(place)) & np.asarray(at["is_complete"]) & np.asarray(same)
