@@ -1,6 +1,6 @@
 """Wrong usage and configuration: exit code 2, one message that helps, no secret in it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ Run = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
     """Runs the command in this process; gives (exit code, all that it said)."""
 
     def run_command(*args: str) -> tuple[int, str]:
@@ -23,7 +23,7 @@ def run(capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
             main(list(args), prog_name="effnet-batch")
         return int(caught.value.code or 0), "".join(capfd.readouterr())
 
-    yield run_command
+    return run_command
 
 
 @pytest.fixture
