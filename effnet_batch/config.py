@@ -10,7 +10,7 @@ import tomllib
 import types
 import typing
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from effnet_batch.errors import ConfigError
 from effnet_batch.vocabulary import KIND_IMAGE, KINDS, MEDIA
@@ -142,17 +142,26 @@ class ClusterSettings:
     """Where the work runs."""
 
     address: str | None = setting(None, "Ray cluster; default: RAY_ADDRESS, else this machine.")
-    placement: str = setting(
-        "auto", "Decode beside the model, or in tasks.", choices=("auto", "fused", "split")
-    )
     num_actors: int | None = setting(None, "Model actors; default: fill the cluster.", minimum=1)
     cpus_per_actor: float | None = setting(None, "CPUs of one model actor.", minimum=1)
     gpus_per_actor: float | None = setting(None, "GPUs of one model actor.", minimum=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class EmbedClusterSettings(ClusterSettings):
+    """Where the work of the embedding job runs."""
+
+    placement: str = setting(
+        "auto", "Decode beside the model, or in tasks.", choices=("auto", "fused", "split")
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class JobConfig:
     """A job's whole configuration: fields are groups of settings. Subclasses name the groups."""
+
+    NUMBER_GROUPS: ClassVar[tuple[str, ...]] = ()
+    """Groups that the output's numbers depend on."""
 
     @classmethod
     def settings(cls) -> dict[str, tuple[str, dataclasses.Field[Any]]]:
@@ -205,13 +214,15 @@ class JobConfig:
 class EmbedConfig(JobConfig):
     """Configuration of the embedding job."""
 
+    NUMBER_GROUPS = ("model", "engine", "output")
+
     model: ModelSettings = dataclasses.field(default_factory=ModelSettings)
     engine: EngineSettings = dataclasses.field(default_factory=EngineSettings)
     input: InputSettings = dataclasses.field(default_factory=InputSettings)
     limits: LimitSettings = dataclasses.field(default_factory=LimitSettings)
     storage: StorageSettings = dataclasses.field(default_factory=StorageSettings)
     output: OutputSettings = dataclasses.field(default_factory=OutputSettings)
-    cluster: ClusterSettings = dataclasses.field(default_factory=ClusterSettings)
+    cluster: EmbedClusterSettings = dataclasses.field(default_factory=EmbedClusterSettings)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

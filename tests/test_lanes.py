@@ -6,7 +6,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from effnet_batch.stages.embed import StageClock, embed_items
+from effnet_batch.stages.embed import embed_items
+from effnet_batch.stages.lanes import StageClock
 from effnet_batch.stages.read import Item, Source
 
 MIB = 1 << 20

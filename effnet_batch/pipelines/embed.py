@@ -1,19 +1,20 @@
 """The embedding job: images in object storage to vectors in Parquet, exactly once."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from effnet_batch.config import EmbedConfig
-from effnet_batch.pipelines.embed_graphs import Placement, resolve_placement, run_graph
+from effnet_batch.pipelines.embed_graphs import embed_graph
 from effnet_batch.pipelines.embed_workers import EmbedTask
+from effnet_batch.pipelines.graphs import Placement, resolve_placement, run_units
 from effnet_batch.pipelines.pending import cut_units
-from effnet_batch.pipelines.progress import Reporter, Silent, poll_board, start_board
-from effnet_batch.pipelines.resolve import Resolved, resolve_on_worker
-from effnet_batch.pipelines.run import Run, RunSummary, open_run
-from effnet_batch.pipelines.session import cluster_cpus_and_gpus, ray_session
+from effnet_batch.pipelines.progress import Reporter, Silent
+from effnet_batch.pipelines.resolution import Nodes, resolved_run
+from effnet_batch.pipelines.resolve import Resolved, resolve
+from effnet_batch.pipelines.run import Run, open_run
+from effnet_batch.pipelines.summary import RunSummary
 
 _MAX_ROWS_PER_PART = 5_000
 _MIN_ROWS_PER_PART = 128
@@ -59,39 +60,27 @@ def embed(
     ) as run:
         # Other settings than the output's may mean other numbers, which must not pass unnoticed.
         if run.pending.num_rows or run.stored_resolution() is None:
-            _run(run, config)
+            with resolved_run(run, config, resolve, Resolved.from_dict) as (resolved, nodes):
+                if run.pending.num_rows:
+                    _embed_pending(run, config, resolved, nodes)
         return run.finish()
 
 
-def _run(run: Run, config: EmbedConfig) -> None:
-    with ray_session(config.cluster.address):
-        nodes = cluster_cpus_and_gpus()
-        stored = run.stored_resolution()
-        if stored is None:
-            run.reporter.message("resolving model, weights and engine")
-            resolved = resolve_on_worker(config, nodes)
-        else:
-            resolved = Resolved.from_dict(stored)
-        run.begin(resolved.fingerprint, resolved.to_dict())
-        if not run.pending.num_rows:
-            return
-        placement = resolve_placement(config.cluster, resolved.engine, nodes)
-        task = EmbedTask(
-            config=config,
-            storage=run.storage.options,
-            output=run.paths.root,
-            run_id=run.run_id,
-            resolved=resolved,
-            num_lanes=placement.num_lanes,
-            rows_per_part=_rows_per_part(run.pending, config, placement),
-        )
-        units = list(cut_units(run.pending, task.rows_per_part))
-        placement = _bounded(placement, len(units))
-        run.reporter.message(describe(resolved, placement))
-        board = start_board()
-        with poll_board(board, run.reporter, run.num_pending_records(), run.take_incomplete):
-            for receipt in run_graph(iter(units), task, placement, board):
-                run.take(receipt)
+def _embed_pending(run: Run, config: EmbedConfig, resolved: Resolved, nodes: Nodes) -> None:
+    placement = resolve_placement(config.cluster, resolved.engine, nodes, config.cluster.placement)
+    task = EmbedTask(
+        config=config,
+        storage=run.storage.options,
+        output=run.paths.root,
+        run_id=run.run_id,
+        resolved=resolved,
+        num_lanes=placement.num_lanes,
+        rows_per_part=_rows_per_part(run.pending, config, placement),
+    )
+    units = list(cut_units(run.pending, task.rows_per_part))
+    placement = placement.bounded(len(units))
+    run.reporter.message(describe(resolved, placement))
+    run_units(run, units, embed_graph(task, placement))
 
 
 def describe(resolved: Resolved, placement: Placement) -> str:
@@ -109,8 +98,3 @@ def _rows_per_part(pending: pa.Table, config: EmbedConfig, placement: Placement)
         return config.output.rows_per_part
     share: int = -(-pending.num_rows // (placement.num_actors * _UNITS_PER_ACTOR))
     return max(_MIN_ROWS_PER_PART, min(_MAX_ROWS_PER_PART, share))
-
-
-def _bounded(placement: Placement, num_units: int) -> Placement:
-    """Returns the placement with no more actors than there are units."""
-    return dataclasses.replace(placement, num_actors=min(placement.num_actors, num_units))

@@ -8,9 +8,7 @@ in GPU actors, `commit_rows` in tasks; frames pass through the object store.
 import contextlib
 import dataclasses
 import functools
-import os
 import queue
-import signal
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -20,33 +18,30 @@ import pyarrow.compute as pc
 import torch
 
 from effnet_batch.config import EmbedConfig
-from effnet_batch.errors import FingerprintError
 from effnet_batch.media.image import DecodedImage, ImageLimits, decode_image
 from effnet_batch.media.isolation import IsolatedDecoder
-from effnet_batch.models.engine import Engine, build_engine
+from effnet_batch.models.engine import Engine
 from effnet_batch.pipelines.progress import UnitProgress
+from effnet_batch.pipelines.resolution import build_chosen_engine, check_sha256
 from effnet_batch.pipelines.resolve import Resolved, load
+from effnet_batch.pipelines.units import Task, end_process, part_writer, read_unit, receipt
 from effnet_batch.schema import STATUS_OK
-from effnet_batch.sink import OutputPaths, PartWriter
-from effnet_batch.stages.decode import Decode, DecodedBatch, Stamp, Watchdog, decode_batch
-from effnet_batch.stages.embed import EmbeddingColumns, StageClock, embed_batch, embed_items
-from effnet_batch.stages.read import Item, OutageGuard, read_items, sources_from_table
+from effnet_batch.stages.decode import Decode, DecodedBatch, decode_batch
+from effnet_batch.stages.embed import EmbeddingColumns, embed_batch, embed_items
+from effnet_batch.stages.lanes import StageClock
+from effnet_batch.stages.read import Item, OutageGuard
+from effnet_batch.stages.watchdog import Watchdog
 from effnet_batch.storage import Storage, StorageOptions
 
 _MIN_ROWS_PER_BLOCK: Final = 64
 
 
-@dataclasses.dataclass(frozen=True)
-class EmbedTask:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EmbedTask(Task):
     """Everything a worker needs to know; plain values, no secret and no open file."""
 
     config: EmbedConfig
-    storage: StorageOptions
-    output: str
-    run_id: str
     resolved: Resolved
-    num_lanes: int
-    rows_per_part: int
 
     @property
     def rows_per_block(self) -> int:
@@ -65,21 +60,6 @@ class EmbedTask:
         output = self.config.output
         return EmbeddingColumns(output.top_k, output.logits, output.dtype)
 
-    @property
-    def stamp(self) -> Stamp:
-        """What every row carries."""
-        return Stamp(self.run_id, self.resolved.fingerprint.digest)
-
-    def part_metadata(self) -> dict[str, Any]:
-        """Returns what a part's schema metadata says of its numbers."""
-        return {
-            "run_id": self.run_id,
-            "fingerprint": self.resolved.fingerprint.digest,
-            "weights": self.resolved.weights,
-            "fingerprint_fields": self.resolved.fingerprint.to_dict(),
-            "versions": self.resolved.versions,
-        }
-
 
 class FusedWorker:
     """Actor of the fused graph."""
@@ -95,7 +75,7 @@ class FusedWorker:
         """Does one unit; returns its receipt."""
         task, clock = self._task, StageClock()
         progress = UnitProgress(self._board, unit)
-        writer = _part_writer(task, self._storage, progress.unit, clock)
+        writer = part_writer(task, self._storage, progress.unit, clock)
         with _decoder(task, is_suspect=progress.is_suspect) as decode:
             items = _read(task, unit, self._storage, self._guard, self._board)
             size = task.resolved.preprocessing.image_size
@@ -164,7 +144,7 @@ def commit_rows(rows: pa.Table, *, task: EmbedTask) -> pa.Table:
     """Task of the split graph: commits rows of one or several units as one part."""
     number, place = rows["unit"][0].as_py(), rows["place"][0].as_py()
     clock = StageClock()
-    writer = _part_writer(task, _storage(task.storage), number, clock, first_index=place)
+    writer = part_writer(task, _storage(task.storage), number, clock, first_index=place)
     writer.add(rows.select(task.columns.schema.names))
     writer.close()
     return receipt(writer, clock)
@@ -179,67 +159,21 @@ def build_worker_engine(task: EmbedTask, *, num_streams: int) -> Engine:
     torch.set_num_threads(1)
     model = load(task.config)
     assert model.weights_info is not None
-    found = model.weights_info.sha256
-    if found != task.resolved.weights_sha256:
-        raise FingerprintError(
-            f"the weights {task.resolved.weights} have sha256 {found} on this node and "
-            f"{task.resolved.weights_sha256} where the run was resolved"
-        )
-    choice = task.resolved.engine
-    engine = build_engine(
+    check_sha256(task.resolved.weights, model.weights_info.sha256, task.resolved.weights_sha256)
+    return build_chosen_engine(
         model,
         task.resolved.preprocessing,
-        engine=choice.engine,
-        device=choice.device,
-        precision=choice.precision,
-        batch_size=choice.batch_size,
-        num_threads=1,
+        task.resolved.engine,
         num_streams=num_streams,
         with_logits=task.columns.needs_logits,
     )
-    if engine.precision != choice.precision:
-        raise FingerprintError(
-            f"this node runs {engine.precision}, and the run was resolved to {choice.precision}; "
-            f"name a precision that every node has, such as --precision fp32"
-        )
-    return engine
-
-
-def _part_writer(
-    task: EmbedTask, storage: Storage, unit: int, clock: StageClock, first_index: int = 0
-) -> PartWriter:
-    return PartWriter(
-        storage,
-        OutputPaths(task.output),
-        task.run_id,
-        unit,
-        rows_per_part=task.rows_per_part,
-        metadata=task.part_metadata(),
-        measure=lambda: clock.measure("write"),
-        first_index=first_index,
-    )
-
-
-def receipt(writer: PartWriter, clock: StageClock) -> pa.Table:
-    """Returns one row: what was committed and how long each stage took."""
-    seconds = {
-        f"{stage}_seconds": float(clock.seconds[stage])
-        for stage in ("read", "decode", "model", "write")
-    }
-    return pa.table({name: [value] for name, value in {**writer.totals, **seconds}.items()})
 
 
 def _read(
     task: EmbedTask, unit: pa.Table, storage: Storage, guard: OutageGuard, board: Any
 ) -> Iterator[Item]:
-    return read_items(
-        sources_from_table(unit),
-        storage,
-        guard,
-        max_bytes=task.config.limits.max_image_bytes,
-        image_column=task.config.input.image_column,
-        on_incomplete=lambda source, error: board.incomplete.remote(source.uri, str(error)),
-    )
+    max_bytes = task.config.limits.max_image_bytes
+    return read_unit(task, unit, storage, guard, board, max_bytes=max_bytes)
 
 
 @contextlib.contextmanager
@@ -254,7 +188,12 @@ def _decoder(task: EmbedTask, *, is_suspect: bool) -> Iterator[Decode]:
     preprocessing = task.resolved.preprocessing
     if not is_suspect:
         plain = functools.partial(decode_image, preprocessing=preprocessing, limits=image_limits)
-        with Watchdog(plain, limits.timeout_seconds, _end_process) as watched:
+        with Watchdog(limits.timeout_seconds, end_process) as watchdog:
+
+            def watched(data: bytes) -> DecodedImage:
+                with watchdog.step():
+                    return plain(data)
+
             yield watched
         return
     with contextlib.ExitStack() as stack:
@@ -279,11 +218,6 @@ def _decoder(task: EmbedTask, *, is_suspect: bool) -> Iterator[Decode]:
                 children.put(child)
 
         yield decode
-
-
-def _end_process() -> None:
-    """Ends this worker at once: a decode hangs, and Ray starts the unit again elsewhere."""
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @functools.lru_cache(maxsize=4)

@@ -27,7 +27,7 @@ def cause_of(error: ray.exceptions.RayError) -> EffnetBatchError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if isinstance(error, ray.exceptions.ActorDiedError | ray.exceptions.WorkerCrashedError):
         return PoisonError(
-            "a worker died again and again although every image was decoded in a process of its "
+            "a worker died again and again although every source was decoded in a process of its "
             f"own: {redact(lines[0])}; see Ray's logs, then run the same command again"
         )
     named = next((line for line in reversed(lines) if "Error:" in line), lines[-1] if lines else "")

@@ -51,7 +51,7 @@ class Status:
             "superseded rows": self.counts["num_superseded"] or None,
             "parts": self.num_parts,
             "size": f"{self.size_bytes:,} bytes",
-            "model": f"{self.run['resolved']['architecture']} ({self.run['resolved']['weights']})",
+            **_model_facts(self.run["resolved"]),
             "engine": " ".join(
                 str(self.run["resolved"]["engine"][name])
                 for name in ("engine", "precision", "device")
@@ -60,6 +60,13 @@ class Status:
             "latest run": self.run["run_id"],
             "records/s": f"{records / seconds:.1f}" if seconds and records else None,
         }
+
+
+def _model_facts(resolved: dict[str, Any]) -> dict[str, object]:
+    """Returns what the numbers came from: a backbone, or checkpoints."""
+    if "checkpoints" not in resolved:
+        return {"model": f"{resolved['architecture']} ({resolved['weights']})"}
+    return {"checkpoints": ", ".join(one["info"]["name"] for one in resolved["checkpoints"])}
 
 
 def output_status(output: str, *, num_failures: int = 10, **storage: Any) -> Status:

@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 
 from effnet_batch.ledger import Ledger, ids_from_hex
 from effnet_batch.manifest import source_version
-from effnet_batch.schema import KIND_IMAGE
+from effnet_batch.schema import KIND_IMAGE, KIND_VIDEO, MEDIA
 
-_BYTES_PER_MEMBER: Final = 100_000
-"""A guess that only balances units: how many images a shard holds per byte."""
+_BYTES_PER_MEMBER: Final = {KIND_IMAGE: 100_000, KIND_VIDEO: 5_000_000}
+"""A guess that only balances units: how large a member of a shard is."""
 
 
 def pending_sources(
@@ -106,14 +106,22 @@ def _committed_records(ledger: Ledger, sources: pa.ChunkedArray) -> dict[str, li
     return found
 
 
-def cut_units(pending: pa.Table, rows_per_part: int) -> Iterator[pa.Table]:
+def cut_units(
+    pending: pa.Table, rows_per_part: int, medium: str = KIND_IMAGE
+) -> Iterator[pa.Table]:
     """Yields slices of the pending sources with their number in a column ``unit``.
 
-    A unit has at most ``rows_per_part`` plain images; a shard counts as many as its size suggests.
+    A unit has at most ``rows_per_part`` plain images or videos; a shard counts as many as its size
+    suggests.
+
+    Args:
+        pending: from `pending_sources`.
+        rows_per_part: bound on a unit.
+        medium: what the members of shards are.
     """
-    is_image = np.asarray(pc.equal(pending["kind"], KIND_IMAGE))
+    is_plain = np.asarray(pc.is_in(pending["kind"], value_set=pa.array(MEDIA)))
     sizes = np.asarray(pc.fill_null(pending["size_bytes"], 0))
-    weights = np.where(is_image, 1, np.maximum(1, sizes // _BYTES_PER_MEMBER))
+    weights = np.where(is_plain, 1, np.maximum(1, sizes // _BYTES_PER_MEMBER[medium]))
     start, weight, unit = 0, 0, 0
     for row in range(pending.num_rows + 1):
         is_end = row == pending.num_rows

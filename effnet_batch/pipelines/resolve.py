@@ -1,26 +1,22 @@
-"""Settling every ``auto`` once, on a worker, so that all rows of an output come from one recipe."""
+"""What the embedding job settles once: its model, weights, engine and columns."""
 
 import dataclasses
 import functools
-import importlib.metadata
 from typing import Any
-
-import ray
 
 from effnet_batch.config import EmbedConfig
 from effnet_batch.fingerprint import Fingerprint
 from effnet_batch.media.preprocess import Preprocessing
 from effnet_batch.models.backbone import Backbone
-from effnet_batch.models.engine import EngineChoice, build_engine, resolve_engine
+from effnet_batch.models.engine import EngineChoice, build_engine
 from effnet_batch.models.weights import load_model
+from effnet_batch.pipelines.resolution import Resolution, choose_engine, library_versions
 from effnet_batch.pipelines.run import storage_options
 from effnet_batch.storage import Storage
 
-_PACKAGES = ("effnet-batch", "torch", "openvino", "ray", "pyarrow", "pillow", "numpy")
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Resolved:
+class Resolved(Resolution):
     """What a run really uses. Plain values; stored in run.json and taken up by a resumed run."""
 
     weights: str
@@ -32,11 +28,8 @@ class Resolved:
     licence: str | None
     num_classes: int
     preprocessing: Preprocessing
-    engine: EngineChoice
     output: dict[str, Any]
     """What is stored of the model's outputs: top_k, logits, dtype."""
-    versions: dict[str, str]
-    """Of the libraries; recorded, but no part of the fingerprint."""
 
     @functools.cached_property
     def fingerprint(self) -> Fingerprint:
@@ -55,9 +48,10 @@ class Resolved:
             }
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns plain JSON values; `from_dict` takes them back."""
-        return dataclasses.asdict(self)
+    @property
+    def model_names(self) -> str:
+        """Name of the weights."""
+        return self.weights
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Resolved":
@@ -97,12 +91,7 @@ def resolve(config: EmbedConfig) -> Resolved:
     Raises:
         ConfigError: the settings contradict each other, or this machine cannot run them.
     """
-    choice = resolve_engine(
-        engine=config.engine.engine,
-        device=config.engine.device,
-        precision=config.engine.precision,
-        batch_size=config.engine.batch_size,
-    )
+    choice = choose_engine(config.engine)
     model = load(config)
     info = model.weights_info
     assert info is not None
@@ -123,23 +112,5 @@ def resolve(config: EmbedConfig) -> Resolved:
             "logits": config.output.logits,
             "dtype": config.output.dtype,
         },
-        versions=_versions(),
+        versions=library_versions(),
     )
-
-
-def resolve_on_worker(config: EmbedConfig, nodes: list[tuple[float, float]]) -> Resolved:
-    """Resolves on a node of the kind that will run the model: one with a GPU if there is one."""
-    wants_gpu = config.engine.device != "cpu" and any(gpus for _, gpus in nodes)
-    task = ray.remote(num_cpus=1, num_gpus=1 if wants_gpu else 0, max_retries=2)(resolve)
-    resolved: Resolved = ray.get(task.remote(config))
-    return resolved
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

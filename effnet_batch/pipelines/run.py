@@ -34,8 +34,8 @@ from effnet_batch.manifest import (
 from effnet_batch.pipelines.failures import cause_of
 from effnet_batch.pipelines.pending import pending_sources
 from effnet_batch.pipelines.progress import Reporter
+from effnet_batch.pipelines.summary import RunSummary
 from effnet_batch.pipelines.verify import (
-    Report,
     check,
     load_forgotten,
     load_manifest,
@@ -67,32 +67,6 @@ _ANSWERS: Final = ("PermissionError", "HTTPError")
 """Errors of one object from a bucket or host that does answer."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RunSummary:
-    """What a run did and what the output holds now."""
-
-    run_id: str
-    output: str
-    state: str
-    """``complete``, or ``incomplete`` when sources are left for another run."""
-    report: Report
-    num_new_records: int
-    """Records that this run committed."""
-    size_bytes: int
-    """Bytes that this run wrote."""
-    seconds: float
-    """From the first unit to the last commit."""
-    stage_seconds: dict[str, float]
-    """Thread seconds per stage, over all workers."""
-    incomplete: tuple[tuple[str, str], ...]
-    """Shards that broke off in their middle: URI and reason."""
-
-    @property
-    def records_per_second(self) -> float:
-        """New records per second of work."""
-        return self.num_new_records / self.seconds if self.seconds else 0.0
-
-
 class Run:
     """One run of one job into one output."""
 
@@ -104,8 +78,10 @@ class Run:
         storage: Storage,
         paths: OutputPaths,
         reporter: Reporter,
+        medium: str,
     ) -> None:
         self.job = job
+        self.medium = medium
         self.input = input
         self.config = config
         self.storage = storage
@@ -160,6 +136,7 @@ class Run:
         table = build_manifest(
             self.input,
             self.storage,
+            medium=self.medium,
             kind=settings.kind,
             image_column=settings.image_column,
             label_from=settings.label_from,
@@ -170,7 +147,7 @@ class Run:
         )
         if skipped := summarize(table).num_skipped_by_extension:
             names = ", ".join(f"{count:,} {name or '(none)'}" for name, count in skipped.items())
-            self.reporter.message(f"not images, left out by extension: {names}")
+            self.reporter.message(f"not {self.medium}s, left out by extension: {names}")
         table = without_forgotten(table, load_forgotten(self.storage, self.paths))
         changes = write_manifest(self.storage, self.paths.root, table, update=update)
         if update:
@@ -234,11 +211,11 @@ class Run:
         return None
 
     def _requested(self) -> dict[str, Any]:
-        groups = ("model", "engine", "output")
         return {
             name: value
             for name, value in json.loads(json.dumps(_redacted(self.config.to_flat()))).items()
-            if self.config.settings()[name][0] in groups and name != "rows_per_part"
+            if self.config.settings()[name][0] in self.config.NUMBER_GROUPS
+            and name != "rows_per_part"
         }
 
     def begin(self, fingerprint: Fingerprint, resolved: dict[str, Any]) -> None:
@@ -300,7 +277,7 @@ class Run:
     def num_pending_records(self) -> int | None:
         """Returns how many records are to come, or None while shards hide how many they hold."""
         kinds = self.pending["kind"].unique().to_pylist()
-        return self.pending.num_rows if set(kinds) <= {KIND_IMAGE} else None
+        return self.pending.num_rows if set(kinds) <= {self.medium} else None
 
     def finish(self) -> RunSummary:
         """Proves the output and writes the final run.json."""
@@ -342,6 +319,7 @@ def open_run(
     update: bool,
     retry: Sequence[str],
     reporter: Reporter,
+    medium: str = KIND_IMAGE,
 ) -> Iterator[Run]:
     """Checks storage, takes the lock and prepares a run; on leaving, says how it ended.
 
@@ -354,7 +332,7 @@ def open_run(
     storage.check_writable(root)
     if not _is_known_output(storage, root) or update:
         storage.check_readable(input if split_signature(input)[1] else source)
-    run = Run(job, input, config, storage, OutputPaths(root), reporter)
+    run = Run(job, input, config, storage, OutputPaths(root), reporter, medium)
     with OutputLock(storage, run.paths.lock, run.run_id):
         run.prepare(update=update, retry=retry)
         try:
@@ -377,8 +355,14 @@ def storage_options(config: JobConfig) -> StorageOptions:
 
 
 def _redacted(flat: dict[str, Any]) -> dict[str, Any]:
-    """Returns settings without the signature that a URL of weights may carry."""
-    return {name: redact(v) if isinstance(v, str) else v for name, v in flat.items()}
+    """Returns settings without the signatures that URLs of weights may carry."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(clean(item) for item in value)
+        return redact(value) if isinstance(value, str) else value
+
+    return {name: clean(value) for name, value in flat.items()}
 
 
 def _is_known_output(storage: Storage, root: str) -> bool:

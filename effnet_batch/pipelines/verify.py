@@ -63,7 +63,8 @@ def verify(output: str, *, is_deep: bool = False, **storage: Any) -> Report:
 
     Args:
         output: folder of the output.
-        is_deep: also read every vector: present where the status is ok, of one width, finite.
+        is_deep: also read every vector or score: present where the status is ok and only there,
+            finite, vectors of one width.
         **storage: settings of `StorageOptions`.
 
     Raises:
@@ -75,7 +76,10 @@ def verify(output: str, *, is_deep: bool = False, **storage: Any) -> Report:
     ledger = Ledger.scan(room, paths.data)
     report = check(load_manifest(room, paths), ledger, run)
     if is_deep:
-        problems = (*report.problems, *_vector_problems(ledger))
+        problems = (
+            *report.problems,
+            *(_score_problems(ledger) if run["job"] == "score" else _vector_problems(ledger)),
+        )
         report = dataclasses.replace(report, problems=problems[:_MAX_LISTED])
     return report
 
@@ -194,4 +198,21 @@ def _vector_problems(ledger: Ledger) -> list[str]:
             )
     if len(widths) > 1:
         problems.append(f"vectors of different lengths: {sorted(widths)}")
+    return problems
+
+
+def _score_problems(ledger: Ledger) -> list[str]:
+    problems = []
+    for table in ledger.live(["uri", "status", "score", "logit", "verdict"]):
+        is_ok = np.asarray(pc.equal(table["status"], STATUS_OK))
+        first = f"in the part that begins with {table['uri'][0]}"
+        if any(
+            not np.array_equal(np.asarray(pc.is_valid(table[name])), is_ok)
+            for name in ("score", "logit", "verdict")
+        ):
+            problems.append(f"scores are missing or made up {first}")
+        scores = table["score"].drop_null().to_numpy()
+        # Written so that a score that is not a number is seen too.
+        if not ((scores >= 0) & (scores <= 1)).all():
+            problems.append(f"scores outside 0..1 {first}")
     return problems

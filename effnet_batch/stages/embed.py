@@ -1,13 +1,7 @@
 """Frames to embeddings: the model's columns beside the rows that describe them."""
 
-import collections
-import contextlib
 import dataclasses
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -16,10 +10,8 @@ import pyarrow.compute as pc
 from effnet_batch.models.engine import Engine, EngineOutput
 from effnet_batch.schema import STATUS_OK, embeddings_schema
 from effnet_batch.stages.decode import DecodedBatch
+from effnet_batch.stages.lanes import StageClock, run_lanes
 from effnet_batch.stages.read import Item
-
-_MAX_BATCH_BYTES: Final = 64 << 20
-"""Encoded bytes after which a batch is full, so that few very large images wait at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,36 +94,6 @@ def _vectors(values: np.ndarray, is_ok: np.ndarray, kind: pa.ListType) -> pa.Lis
     return pa.ListArray.from_arrays(pa.array(offsets), flat, type=kind, mask=mask)
 
 
-class StageClock:
-    """Adds up the seconds that threads spend in each stage."""
-
-    def __init__(self) -> None:
-        self.seconds: collections.defaultdict[str, float] = collections.defaultdict(float)
-        self._lock = threading.Lock()
-
-    @contextlib.contextmanager
-    def measure(self, stage: str) -> Iterator[None]:
-        """Adds the seconds spent inside to a stage."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self.seconds[stage] += time.perf_counter() - start
-
-
-def _next_batch(stream: Iterator[Item], batch_size: int) -> list[Item]:
-    batch: list[Item] = []
-    num_bytes = 0
-    while len(batch) < batch_size and num_bytes < _MAX_BATCH_BYTES:
-        item = next(stream, None)
-        if item is None:
-            break
-        batch.append(item)
-        num_bytes += len(item.data or b"")
-    return batch
-
-
 def embed_items(
     items: Iterable[Item],
     decode: Callable[[list[Item]], DecodedBatch],
@@ -162,20 +124,11 @@ def embed_items(
         with clock.measure("model"):
             return embed(decoded)
 
-    waiting: collections.deque[Future[pa.Table]] = collections.deque()
-    stream = iter(items)
-    with ThreadPoolExecutor(num_lanes, thread_name_prefix="lane") as pool:
-        try:
-            while True:
-                with clock.measure("read"):
-                    batch = _next_batch(stream, batch_size)
-                if not batch:
-                    break
-                waiting.append(pool.submit(lane, batch))
-                if len(waiting) > 2 * num_lanes:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+    return run_lanes(
+        items,
+        lane,
+        batch_size=batch_size,
+        num_lanes=num_lanes,
+        num_waiting=2 * num_lanes,
+        clock=clock,
+    )

@@ -1,0 +1,153 @@
+"""Settling every ``auto`` once, on a worker, so that all rows of an output come from one recipe."""
+
+import abc
+import contextlib
+import dataclasses
+import importlib.metadata
+from collections.abc import Callable, Iterator
+from typing import Any, Final, TypeVar
+
+import ray
+
+from effnet_batch.config import ClusterSettings, EngineSettings, JobConfig
+from effnet_batch.errors import FingerprintError
+from effnet_batch.fingerprint import Fingerprint
+from effnet_batch.media.preprocess import Preprocessing
+from effnet_batch.models.backbone import Backbone
+from effnet_batch.models.engine import Engine, EngineChoice, build_engine, resolve_engine
+from effnet_batch.pipelines.run import Run
+from effnet_batch.pipelines.session import cluster_cpus_and_gpus, ray_session
+
+_PACKAGES: Final = (
+    "effnet-batch",
+    "torch",
+    "openvino",
+    "ray",
+    "pyarrow",
+    "pillow",
+    "numpy",
+    "av",
+    "opencv-python-headless",
+)
+
+Nodes = list[tuple[float, float]]
+"""CPUs and GPUs of every node."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Resolution(abc.ABC):
+    """What a run really uses. Plain values; stored in run.json and taken up by a resumed run."""
+
+    engine: EngineChoice
+    versions: dict[str, str]
+    """Of the libraries; recorded, but no part of the fingerprint."""
+
+    @property
+    @abc.abstractmethod
+    def fingerprint(self) -> Fingerprint:
+        """What determines the numbers."""
+
+    @property
+    @abc.abstractmethod
+    def model_names(self) -> str:
+        """What the model is called, without secrets, for people and the parts' metadata."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain JSON values."""
+        return dataclasses.asdict(self)
+
+
+_Config = TypeVar("_Config", bound=JobConfig)
+_Resolved = TypeVar("_Resolved", bound=Resolution)
+
+
+@contextlib.contextmanager
+def resolved_run(
+    run: Run,
+    config: _Config,
+    resolve: Callable[[_Config], _Resolved],
+    restore: Callable[[dict[str, Any]], _Resolved],
+) -> Iterator[tuple[_Resolved, Nodes]]:
+    """Connects to Ray, resolves what no earlier run has, and writes run.json.
+
+    Args:
+        run: prepared.
+        config: of the job.
+        resolve: run on a node of the kind that will run the model.
+        restore: takes back what `Resolution.to_dict` returned.
+
+    Yields:
+        What the run uses, and the nodes.
+
+    Raises:
+        ConfigError: the settings contradict each other, or no node can run them.
+        FingerprintError: the output holds other numbers.
+    """
+    with ray_session(config.group(ClusterSettings).address):
+        nodes = cluster_cpus_and_gpus()
+        stored = run.stored_resolution()
+        if stored is None:
+            run.reporter.message("resolving model, weights and engine")
+            wants_gpu = config.group(EngineSettings).device != "cpu" and any(g for _, g in nodes)
+            task = ray.remote(num_cpus=1, num_gpus=1 if wants_gpu else 0, max_retries=2)(resolve)
+            resolved: _Resolved = ray.get(task.remote(config))
+        else:
+            resolved = restore(stored)
+        run.begin(resolved.fingerprint, resolved.to_dict())
+        yield resolved, nodes
+
+
+def choose_engine(settings: EngineSettings) -> EngineChoice:
+    """Resolves the engine for the machine that this runs on."""
+    return resolve_engine(**dataclasses.asdict(settings))
+
+
+def build_chosen_engine(
+    model: Backbone,
+    preprocessing: Preprocessing,
+    choice: EngineChoice,
+    *,
+    num_streams: int,
+    with_logits: bool = False,
+) -> Engine:
+    """Builds the engine that the run was resolved to, one thread a stream.
+
+    Raises:
+        FingerprintError: this node runs another precision.
+    """
+    engine = build_engine(
+        model,
+        preprocessing,
+        **dataclasses.asdict(choice),
+        num_threads=1,
+        num_streams=num_streams,
+        with_logits=with_logits,
+    )
+    if engine.precision != choice.precision:
+        raise FingerprintError(
+            f"this node runs {engine.precision}, and the run was resolved to {choice.precision}; "
+            f"name a precision that every node has, such as --precision fp32"
+        )
+    return engine
+
+
+def check_sha256(name: str, found: str, expected: str) -> None:
+    """Compares the file that a node has with the one that the run was resolved to.
+
+    Raises:
+        FingerprintError: they differ.
+    """
+    if found != expected:
+        raise FingerprintError(
+            f"the weights {name} have sha256 {found} on this node and {expected} where the run "
+            f"was resolved"
+        )
+
+
+def library_versions() -> dict[str, str]:
+    """Returns the versions of the libraries that numbers may depend on."""
+    found = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
