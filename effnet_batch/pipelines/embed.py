@@ -64,12 +64,12 @@ def embed(
 
 
 def _run(run: Run, config: EmbedConfig) -> None:
-    with ray_session(config.cluster.address):
+    with ray_session(config.cluster.address) as is_own_machine:
         nodes = cluster_cpus_and_gpus()
         stored = run.stored_resolution()
         if stored is None:
             run.reporter.message("resolving model, weights and engine")
-            resolved = resolve_on_worker(config, nodes)
+            resolved = resolve_on_worker(config, nodes, is_own_machine=is_own_machine)
         else:
             resolved = Resolved.from_dict(stored)
         run.begin(resolved.fingerprint, resolved.to_dict())

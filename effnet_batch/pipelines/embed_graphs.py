@@ -97,8 +97,8 @@ def run_graph(
     Raises:
         ray.exceptions.RayError: a worker raised or died too often.
     """
-    refs: list[Any] = [ray.put(unit) for unit in units]
-    source = ray.data.from_arrow_refs(refs)
+    # Of blocks Ray Data knows the sizes without starting a worker to look at them.
+    source = ray.data.from_blocks(list(units))
     graph = _fused if placement.mode == "fused" else _split
     with warnings.catch_warnings():
         # Retries have no named parameter yet.

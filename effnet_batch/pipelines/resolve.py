@@ -127,8 +127,19 @@ def resolve(config: EmbedConfig) -> Resolved:
     )
 
 
-def resolve_on_worker(config: EmbedConfig, nodes: list[tuple[float, float]]) -> Resolved:
-    """Resolves on a node of the kind that will run the model: one with a GPU if there is one."""
+def resolve_on_worker(
+    config: EmbedConfig, nodes: list[tuple[float, float]], *, is_own_machine: bool
+) -> Resolved:
+    """Resolves on a node of the kind that will run the model: one with a GPU if there is one.
+
+    Args:
+        config: holds the autos.
+        nodes: CPUs and GPUs of every node.
+        is_own_machine: the cluster is this machine alone, started by this process. Without a GPU
+            this process then finds the same, and saves the seconds that a worker's start takes.
+    """
+    if is_own_machine and not any(gpus for _, gpus in nodes):
+        return resolve(config)
     wants_gpu = config.engine.device != "cpu" and any(gpus for _, gpus in nodes)
     task = ray.remote(num_cpus=1, num_gpus=1 if wants_gpu else 0, max_retries=2)(resolve)
     resolved: Resolved = ray.get(task.remote(config))
