@@ -68,14 +68,14 @@ def summarize(table: pa.Table) -> ManifestSummary:
     )
 
 
-def source_version(table: pa.Table) -> pa.Array:
+def source_version(table: pa.Table) -> pa.ChunkedArray:
     """Returns each source's version: its etag, else mtime in microseconds and size, else null."""
     version = table["etag"]
     if version.null_count:
         mtime = table["mtime"].cast(pa.int64()).cast(pa.string())
         size = table["size_bytes"].cast(pa.string())
-        version = pc.coalesce(version, pc.binary_join_element_wise(mtime, size, "-"))
-    return pa.concat_arrays(version.chunks) if version.num_chunks else pa.array([], pa.string())
+        return pc.coalesce(version, pc.binary_join_element_wise(mtime, size, "-"))
+    return version
 
 
 def select_sources(

@@ -61,6 +61,17 @@ class PixelConverter:
         resized = self._to_rgb(frame, *((height, width) if swaps else (width, height)))
         return _crop(_turn(resized, (a, b, c, d)), self._preprocessing)
 
+    def fit(self, pixels: Pixels) -> Pixels:
+        """Resizes and crops what is RGB already, such as a face, by the same kernel.
+
+        Args:
+            pixels: uint8 [H, W, 3].
+
+        Returns:
+            As `convert`.
+        """
+        return self.convert(av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24"))
+
     def _to_rgb(self, frame: av.VideoFrame, width: int, height: int) -> Pixels:
         kernel = self._preprocessing.interpolation if self._preprocessing else "bilinear"
         # One thread: FFmpeg would take every core of the machine for a 224-pixel frame.

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import pyarrow as pa
-import ray
 import ray.data
 from ray.util.annotations import RayDeprecationWarning
 
@@ -118,11 +117,11 @@ def run_units(run: Run, units: Sequence[pa.Table], graph: Graph) -> None:
     """
     board = start_board()
     with poll_board(board, run.reporter, run.num_pending_records(), run.take_incomplete):
-        refs: list[Any] = [ray.put(unit) for unit in units]
         with warnings.catch_warnings():
             # Retries have no named parameter yet.
             warnings.simplefilter("ignore", RayDeprecationWarning)
-            receipts = graph(ray.data.from_arrow_refs(refs), board)
+            # Of blocks Ray Data knows the sizes without starting a worker to look at them.
+            receipts = graph(ray.data.from_blocks(list(units)), board)
         for batch in receipts.iter_batches(batch_size=None, batch_format="pyarrow"):
             assert isinstance(batch, pa.Table)
             for receipt in batch.to_pylist():

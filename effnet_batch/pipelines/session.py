@@ -18,12 +18,15 @@ from effnet_batch.storage import redact
 
 
 @contextlib.contextmanager
-def ray_session(address: str | None) -> Iterator[None]:
+def ray_session(address: str | None) -> Iterator[bool]:
     """Connects to Ray for the length of a run; a connection that exists is used and left alone.
 
     Args:
         address: of a cluster; None means ``RAY_ADDRESS``, else a cluster of this machine that ends
             with the run.
+
+    Yields:
+        Whether the cluster is one of this machine that was started for the run.
 
     Raises:
         ConfigError: no cluster answers at the address.
@@ -31,7 +34,7 @@ def ray_session(address: str | None) -> Iterator[None]:
     """
     _quieten()
     if ray.is_initialized():
-        yield
+        yield False
         return
     _hide_secrets_of_command_line()
     address = address or os.environ.get("RAY_ADDRESS")
@@ -47,7 +50,7 @@ def ray_session(address: str | None) -> Iterator[None]:
         _use_own_token()
         _start_cluster()
     try:
-        yield
+        yield not address
     finally:
         ray.shutdown()
 
