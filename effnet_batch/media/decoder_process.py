@@ -39,9 +39,9 @@ KIND_ERRORS: Final[dict[int, type[RecordError]]] = {
 }
 MAX_MESSAGE_BYTES: Final = 4096
 
-_ERROR_KINDS: Final = {error: kind for kind, error in KIND_ERRORS.items()}
+ERROR_KINDS: Final = {error: kind for kind, error in KIND_ERRORS.items()}
 # The kernel ends an orphan in a hung decoder this long after its parent would have.
-_ORPHAN_GRACE_SECONDS: Final = 30.0
+ORPHAN_GRACE_SECONDS: Final = 30.0
 
 
 def serve(settings_json: str) -> None:
@@ -56,13 +56,10 @@ def serve(settings_json: str) -> None:
     limits = ImageLimits(**settings["limits"])
     requests = os.fdopen(os.dup(0), "rb")
     answers = os.fdopen(os.dup(1), "wb")
-    # What C libraries print about damaged images is for nobody, least of all between the answers.
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 1)
-    os.dup2(nothing, 2)
+    be_silent()
     # SIGALRM keeps its default action, which also ends a decoder that never returns to Python.
-    alarm_seconds = settings["timeout_seconds"] + _ORPHAN_GRACE_SECONDS
-    _limit_resources(settings["memory_bytes"])
+    alarm_seconds = settings["timeout_seconds"] + ORPHAN_GRACE_SECONDS
+    limit_resources(settings["memory_bytes"])
     _send(answers, KIND_READY)
     while header := requests.read(REQUEST.size):
         signal.setitimer(signal.ITIMER_REAL, alarm_seconds)
@@ -71,18 +68,26 @@ def serve(settings_json: str) -> None:
         except MemoryError:
             # The rest of the image is still in the pipe: there is no next request to find.
             message = "out of memory before decoding: the encoded image alone is over the limit"
-            _send(answers, _ERROR_KINDS[OutOfMemoryError], payload=message.encode())
+            _send(answers, ERROR_KINDS[OutOfMemoryError], payload=message.encode())
             return
         try:
             image = decode_image(data, preprocessing, limits)
         except RecordError as error:
-            _send(answers, _ERROR_KINDS[type(error)], payload=_encode_message(error))
+            _send(answers, ERROR_KINDS[type(error)], payload=encode_message(error))
         else:
             _send(answers, KIND_IMAGE, image.width, image.height, image.frame.tobytes())
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _limit_resources(memory_bytes: int) -> None:
+def be_silent() -> None:
+    """Closes both outputs: what C libraries print about damage must not stand between answers."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)
+    os.dup2(nothing, 2)
+
+
+def limit_resources(memory_bytes: int) -> None:
+    """Bounds this process: address space on top of what is mapped now; no files, no core dump."""
     num_pages = int(Path("/proc/self/statm").read_text().split()[0])
     most_bytes = num_pages * resource.getpagesize() + memory_bytes
     resource.setrlimit(resource.RLIMIT_AS, (most_bytes, most_bytes))
@@ -91,7 +96,8 @@ def _limit_resources(memory_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
 
-def _encode_message(error: RecordError) -> bytes:
+def encode_message(error: RecordError) -> bytes:
+    """Returns what the parent is told of an error."""
     return str(error).encode(errors="replace")[:MAX_MESSAGE_BYTES]
 
 
