@@ -11,12 +11,17 @@ from effnet_batch.config import (
     EmbedConfig,
     JobConfig,
     ManifestConfig,
+    ScoreConfig,
     StorageSettings,
     load_toml,
 )
 from effnet_batch.errors import ConfigError
 
-_CONFIGS: dict[str, type[JobConfig]] = {"embed": EmbedConfig, "manifest": ManifestConfig}
+_CONFIGS: dict[str, type[JobConfig]] = {
+    "embed": EmbedConfig,
+    "manifest": ManifestConfig,
+    "score": ScoreConfig,
+}
 
 
 def config_options(job: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -74,13 +79,15 @@ def _option(name: str, field: dataclasses.Field[Any]) -> Callable[..., Any]:
     flag = "--" + name.replace("_", "-")
     text = field.metadata["help"]
     default = field.default
-    if default not in (None, False):
+    if default not in (None, False, ()):
         text = f"{text}  [default: {default}]"
     kind = str(field.type)
     if field.type is bool or kind == "bool":
         return click.option(f"{flag}/--no-{flag[2:]}", default=None, help=text)
     if choices := field.metadata["choices"]:
         return click.option(flag, type=click.Choice(choices), help=text)
+    if "tuple[str" in kind:
+        return click.option(flag, multiple=True, help=text)
     if "tuple" in kind:
         return click.option(flag, type=float, nargs=3, help=text)
     if "int" in kind:

@@ -8,10 +8,13 @@ worked through one after the other. Nothing here decodes anything or knows a fil
 import dataclasses
 import itertools
 import math
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+
+from effnet_batch.errors import ConfigError
 
 Indices = npt.NDArray[np.int64]
 Seconds = npt.NDArray[np.float64]
@@ -84,6 +87,43 @@ class Fps:
 
 
 Sampling = EveryNth | Uniform | Clips | Fps
+
+
+STRATEGIES: Final[dict[str, type[Sampling]]] = {
+    "every_nth": EveryNth,
+    "uniform": Uniform,
+    "clips": Clips,
+    "fps": Fps,
+}
+"""By the names that checkpoints and flags use."""
+
+
+def parse_sampling(values: Mapping[str, Any]) -> tuple[Sampling, int | None]:
+    """Returns the strategy and the longest clip that a checkpoint or a user names.
+
+    Args:
+        values: ``strategy``, its own parameters, and ``max_clip_frames`` (None for any length).
+
+    Raises:
+        ConfigError: an unknown strategy or parameter, or a value out of range.
+    """
+    parameters = dict(values)
+    name = parameters.pop("strategy", None)
+    longest = parameters.pop("max_clip_frames", None)
+    if name not in STRATEGIES:
+        raise ConfigError(f"sampling must be one of {', '.join(STRATEGIES)}, got {name!r}")
+    kind = STRATEGIES[name]
+    allowed = [field.name for field in dataclasses.fields(kind)]
+    if unknown := [parameter for parameter in parameters if parameter not in allowed]:
+        raise ConfigError(
+            f"sampling {name} has no {unknown[0]}; its parameters are {', '.join(allowed)}"
+        )
+    if not (longest is None or (isinstance(longest, int) and longest > 0)):
+        raise ConfigError(f"max_clip_frames must be positive or null, got {longest!r}")
+    try:
+        return kind(**parameters), longest
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"sampling {name}: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

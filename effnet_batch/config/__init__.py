@@ -1,0 +1,50 @@
+"""Frozen, validated configuration: one set of names for TOML files, flags and the Python API."""
+
+from effnet_batch.config.base import JobConfig, load_toml
+from effnet_batch.config.embed import (
+    EmbedClusterSettings,
+    EmbedConfig,
+    LimitSettings,
+    ManifestConfig,
+    ModelSettings,
+    OutputSettings,
+)
+from effnet_batch.config.groups import (
+    ClusterSettings,
+    EngineSettings,
+    InputSettings,
+    MediumSettings,
+    StorageSettings,
+)
+from effnet_batch.config.score import (
+    AggregationSettings,
+    CheckpointSettings,
+    FaceDetectionSettings,
+    SamplingSettings,
+    ScoreConfig,
+    ThresholdSettings,
+    VideoLimitSettings,
+)
+
+__all__ = [
+    "AggregationSettings",
+    "CheckpointSettings",
+    "ClusterSettings",
+    "EmbedClusterSettings",
+    "EmbedConfig",
+    "EngineSettings",
+    "FaceDetectionSettings",
+    "InputSettings",
+    "JobConfig",
+    "LimitSettings",
+    "ManifestConfig",
+    "MediumSettings",
+    "ModelSettings",
+    "OutputSettings",
+    "SamplingSettings",
+    "ScoreConfig",
+    "StorageSettings",
+    "ThresholdSettings",
+    "VideoLimitSettings",
+    "load_toml",
+]

@@ -1,0 +1,67 @@
+"""Groups of settings that jobs share."""
+
+import dataclasses
+
+from effnet_batch.config.base import setting
+from effnet_batch.vocabulary import KIND_IMAGE, KINDS, MEDIA
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """What runs the model."""
+
+    device: str = setting("auto", "Where the model runs.", choices=("auto", "cpu", "cuda"))
+    engine: str = setting("auto", "What runs it.", choices=("auto", "torch", "openvino"))
+    precision: str = setting(
+        "auto", "Number format of the forward pass.", choices=("auto", "fp32", "bf16", "fp16")
+    )
+    batch_size: int | None = setting(
+        None, "Images per forward pass; default: automatic.", minimum=1
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InputSettings:
+    """What is read, and how it is labelled."""
+
+    kind: str | None = setting(
+        None, "What the sources are, if their names do not say.", choices=KINDS
+    )
+    image_column: str | None = setting(None, "Column of image or video bytes in Parquet shards.")
+    label_from: str | None = setting(
+        None, "Take the label from the parent folder's name.", choices=("parent",)
+    )
+    limit: int | None = setting(None, "Take only the first N sources.", minimum=1)
+    sample: int | None = setting(None, "Take N sources at random.", minimum=1)
+    seed: int = setting(0, "Seed of --sample.", minimum=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MediumSettings:
+    """Which medium is read, where a job does not say it by itself."""
+
+    medium: str = setting(KIND_IMAGE, "What plain sources and members are.", choices=MEDIA)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StorageSettings:
+    """How object storage is spoken to; credentials come from the environment only."""
+
+    endpoint_url: str | None = setting(None, "S3 endpoint, if not AWS's own or AWS_ENDPOINT_URL.")
+    profile: str | None = setting(None, "AWS profile.")
+    requester_pays: bool = setting(False, "Pay for requests to requester-pays buckets.")
+    kms_key_id: str | None = setting(None, "KMS key that encrypts what is written to S3.")
+    max_requests_per_second: float | None = setting(
+        None, "Requests per second and worker process.", minimum=0.01
+    )
+    allow_private_hosts: bool = setting(False, "Let http(s) sources name private addresses.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClusterSettings:
+    """Where the work runs."""
+
+    address: str | None = setting(None, "Ray cluster; default: RAY_ADDRESS, else this machine.")
+    num_actors: int | None = setting(None, "Model actors; default: fill the cluster.", minimum=1)
+    cpus_per_actor: float | None = setting(None, "CPUs of one model actor.", minimum=1)
+    gpus_per_actor: float | None = setting(None, "GPUs of one model actor.", minimum=0)
