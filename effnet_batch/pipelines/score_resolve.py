@@ -1,0 +1,265 @@
+"""What the scoring job settles once: checkpoints with the user's settings laid over, and engine."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from effnet_batch.config import ScoreConfig
+from effnet_batch.errors import ConfigError
+from effnet_batch.fingerprint import Fingerprint
+from effnet_batch.media.faces import MODEL_SHA256, FaceSettings
+from effnet_batch.media.sampling import Clips, parse_sampling
+from effnet_batch.models.checkpoint_info import CheckpointInfo, Thresholds
+from effnet_batch.models.checkpoints import Checkpoint, load_checkpoint
+from effnet_batch.models.engine import EngineChoice, build_engine
+from effnet_batch.models.forgery_registry import FORGERY_REGISTRY, PROTOCOLS
+from effnet_batch.pipelines.resolution import Resolution, choose_engine, library_versions
+from effnet_batch.pipelines.run import storage_options
+from effnet_batch.stages.look import ALL, WHICH_FACES, View
+from effnet_batch.storage import Storage
+
+NO_DETECTOR = "none"
+DETECTOR = "yunet"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResolvedCheckpoint:
+    """One checkpoint and how it is run here."""
+
+    source: str
+    """Where it was loaded from, without secrets."""
+    sha256: str
+    """Of its file."""
+    fingerprint_fields: dict[str, Any]
+    """`Checkpoint.fingerprint_fields` with the user's settings laid over."""
+    info: CheckpointInfo
+    """With the user's settings laid over: ``faces`` holds the fields of `FaceSettings`."""
+    notes: tuple[str, ...]
+    """What of the publisher's way is not reproduced."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResolvedScoring(Resolution):
+    """What a run really uses. Plain values; stored in run.json and taken up by a resumed run."""
+
+    checkpoints: tuple[ResolvedCheckpoint, ...]
+    thresholds: Thresholds
+    max_frames: int
+    min_frames: int
+    segment_seconds: float | None
+
+    @functools.cached_property
+    def fingerprint(self) -> Fingerprint:
+        """What determines the numbers."""
+        wants_faces = any(view.faces for view in map(self.view, self.checkpoints))
+        return Fingerprint(
+            {
+                "job": "score",
+                "checkpoints": [one.fingerprint_fields for one in self.checkpoints],
+                "thresholds": dataclasses.asdict(self.thresholds),
+                "max_frames": self.max_frames,
+                "min_frames": self.min_frames,
+                "segment_seconds": self.segment_seconds,
+                "face_model_sha256": MODEL_SHA256 if wants_faces else None,
+                "engine": self.engine.engine,
+                "precision": self.engine.precision,
+            }
+        )
+
+    @property
+    def model_names(self) -> str:
+        """Names of the checkpoints."""
+        return ", ".join(one.info.name for one in self.checkpoints)
+
+    def view(self, checkpoint: ResolvedCheckpoint) -> View:
+        """Returns what a checkpoint is shown of a video."""
+        sampling, longest = parse_sampling(checkpoint.info.sampling)
+        faces = dict(checkpoint.info.faces)
+        wants_faces = faces.pop("detector") != NO_DETECTOR
+        which = faces.pop("which", ALL)
+        return View(
+            sampling=sampling,
+            max_clip_frames=longest,
+            max_frames=self.max_frames,
+            segment_seconds=self.segment_seconds,
+            faces=FaceSettings(**faces) if wants_faces else None,
+            which_faces=which,
+        )
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "ResolvedScoring":
+        """Rebuilds what `to_dict` returned."""
+        checkpoints = tuple(
+            ResolvedCheckpoint(
+                **{
+                    **one,
+                    "info": CheckpointInfo.from_dict(one["info"], "run.json"),
+                    "notes": tuple(one["notes"]),
+                }
+            )
+            for one in values["checkpoints"]
+        )
+        return cls(
+            **{
+                **values,
+                "checkpoints": checkpoints,
+                "thresholds": Thresholds(**values["thresholds"]),
+                "engine": EngineChoice(**values["engine"]),
+            }
+        )
+
+
+def load_checkpoints(config: ScoreConfig) -> list[Checkpoint]:
+    """Loads the checkpoints of the settings; those behind a URL come as other objects do.
+
+    Raises:
+        ConfigError: none is named, or one cannot be had or is none.
+    """
+    specs = config.checkpoint.checkpoint
+    if not specs:
+        raise ConfigError(
+            "no checkpoint is named; give --checkpoint, which `effnet-batch checkpoints` explains"
+        )
+    storage = Storage(storage_options(config))
+    return [load_checkpoint(spec, storage=storage) for spec in specs]
+
+
+def resolve_scoring(config: ScoreConfig) -> ResolvedScoring:
+    """Resolves every ``auto`` for the machine that it runs on.
+
+    Raises:
+        ConfigError: the settings contradict each other, or this machine cannot run them.
+    """
+    choice = choose_engine(config.engine)
+    loaded = load_checkpoints(config)
+    try:
+        infos = [_laid_over(one.info, config) for one in loaded]
+        thresholds = _thresholds([info.thresholds for info in infos], config)
+        for checkpoint in loaded:
+            # Only a built engine knows what this machine can run.
+            build_engine(
+                checkpoint.model.encoder,
+                checkpoint.info.preprocessing,
+                **dataclasses.asdict(choice),
+            )
+        resolved = ResolvedScoring(
+            checkpoints=tuple(
+                ResolvedCheckpoint(
+                    source=one.source,
+                    sha256=one.sha256,
+                    fingerprint_fields=dataclasses.replace(one, info=info).fingerprint_fields(),
+                    info=info,
+                    notes=_notes(one, info),
+                )
+                for one, info in zip(loaded, infos, strict=True)
+            ),
+            thresholds=thresholds,
+            max_frames=config.sampling.max_frames,
+            min_frames=config.sampling.min_frames,
+            segment_seconds=config.sampling.segment_seconds,
+            engine=choice,
+            versions=library_versions(),
+        )
+        for view in map(resolved.view, resolved.checkpoints):
+            if isinstance(view.sampling, Clips) and view.sampling.num_frames > view.max_frames:
+                raise ValueError(
+                    f"clips of {view.sampling.num_frames} frames are longer than max_frames "
+                    f"{view.max_frames}"
+                )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return resolved
+
+
+def _laid_over(info: CheckpointInfo, config: ScoreConfig) -> CheckpointInfo:
+    """Returns a checkpoint's description with the user's settings in place of its own."""
+    aggregation = config.aggregation
+    given = {
+        "steps": aggregation.step_aggregation,
+        "clips": aggregation.clip_aggregation,
+        "tracks": aggregation.track_aggregation,
+        "top_k": aggregation.top_k,
+    }
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return dataclasses.replace(
+        info,
+        sampling=_sampling(info.sampling, config),
+        faces=_faces(info, config),
+        aggregation=dataclasses.replace(info.aggregation, **changes),
+    )
+
+
+def _sampling(own: dict[str, Any], config: ScoreConfig) -> dict[str, Any]:
+    settings = config.sampling
+    given = {
+        name: value
+        for name in ("ratio", "num_frames", "num_clips", "stride", "fps", "max_clip_frames")
+        if (value := getattr(settings, name)) is not None
+    }
+    if settings.sampling not in (None, own["strategy"]):
+        own = {"strategy": settings.sampling, "max_clip_frames": own.get("max_clip_frames")}
+    chosen = {**own, **given}
+    parse_sampling(chosen)
+    return chosen
+
+
+def _faces(info: CheckpointInfo, config: ScoreConfig) -> dict[str, Any]:
+    """Returns the detector, ``which``, and every field of `FaceSettings`."""
+    settings, own = config.faces, info.faces
+    given = {
+        "margin": settings.face_margin,
+        "border": settings.face_border,
+        "min_score": settings.min_face_score,
+        "min_face_size": settings.min_face_size,
+        "max_faces": settings.max_faces,
+        "detection_size": settings.detection_size,
+        "detect_every": settings.detect_every,
+        "max_gap": settings.max_track_gap,
+    }
+    changes = {name: value for name, value in given.items() if value is not None}
+    detector = settings.faces or (
+        NO_DETECTOR if own.get("detector", NO_DETECTOR) == NO_DETECTOR else DETECTOR
+    )
+    if detector == NO_DETECTOR:
+        if changes or settings.which_faces or settings.face_model:
+            raise ConfigError(
+                f"{info.name} is shown whole frames, so settings of faces say nothing; "
+                "give --faces yunet with them"
+            )
+        return {"detector": NO_DETECTOR}
+    known = {field.name for field in dataclasses.fields(FaceSettings)}
+    described = {name: value for name, value in own.items() if name in known}
+    which = settings.which_faces or own.get("which", ALL)
+    if which not in WHICH_FACES:
+        raise ConfigError(f"which must be one of {', '.join(WHICH_FACES)}, got {which!r}")
+    found = FaceSettings(**{**described, **changes})
+    return {"detector": DETECTOR, "which": which, **dataclasses.asdict(found)}
+
+
+def _thresholds(own: Sequence[Thresholds], config: ScoreConfig) -> Thresholds:
+    """Returns the user's thresholds, else the checkpoints' if they agree."""
+    given = config.thresholds
+    wanted = {"fake": given.fake_threshold, "no_forgery_found": given.no_forgery_threshold}
+    changes: dict[str, Any] = {name: value for name, value in wanted.items() if value is not None}
+    results = {dataclasses.replace(one, **changes) for one in own}
+    if len(results) > 1:
+        raise ConfigError(
+            "the checkpoints have different thresholds; give --fake-threshold and "
+            "--no-forgery-threshold"
+        )
+    return results.pop()
+
+
+def _notes(checkpoint: Checkpoint, info: CheckpointInfo) -> tuple[str, ...]:
+    """Returns what of a publisher's way is not reproduced."""
+    own = checkpoint.info.faces
+    if checkpoint.layout not in PROTOCOLS:
+        return ()
+    entry = FORGERY_REGISTRY.get(checkpoint.info.name)
+    notes = (entry.protocol if entry else PROTOCOLS[checkpoint.layout]).notes
+    if info.faces["detector"] == DETECTOR:
+        notes += (f"faces are found by YuNet, the publisher's way is {own['detector']}",)
+        if not own.get("is_square", True):
+            notes += ("crops are square, the publisher's have the sides of the face's box",)
+    return notes
