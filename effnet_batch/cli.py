@@ -24,10 +24,11 @@ EXIT_INTERRUPTED = 130
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="effnet-batch")
 def main() -> None:
-    """Batch jobs with EfficientNet on Ray: images in object storage to vectors in Parquet.
+    """Batch jobs with EfficientNet on Ray: images to vectors, videos to verdicts, in Parquet.
 
     \b
     effnet-batch embed s3://bucket/images s3://bucket/embeddings --model efficientnet_b0
+    effnet-batch score s3://bucket/videos s3://bucket/scores --checkpoint detector.safetensors
     effnet-batch verify s3://bucket/embeddings
 
     Exit codes: 0 complete, 1 the job failed, 2 wrong usage or configuration, 3 complete but more
@@ -50,6 +51,11 @@ def _command(function: Callable[..., int | None]) -> Callable[..., None]:
             except KeyboardInterrupt:
                 console.warning("stopped; what is committed stays, and the same command goes on")
                 code = EXIT_INTERRUPTED
+            except ModuleNotFoundError as error:
+                if error.name not in ("av", "cv2"):
+                    raise
+                console.error("videos need more packages: pip install 'effnet-batch[video]'")
+                code = EXIT_USAGE
             except EffnetBatchError as error:
                 console.error(str(error))
                 code = EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED
@@ -86,6 +92,29 @@ def embed(input: str, output: str, update: bool, settings: dict[str, Any], conso
 
 
 @main.command()
+@click.argument("input")
+@click.argument("output")
+@config_options("score")
+@click.option("--update", is_flag=True, help="List INPUT again; take in what is new or changed.")
+@_command
+def score(input: str, output: str, update: bool, settings: dict[str, Any], console: Console) -> int:
+    """Judge every video of INPUT and write a verdict with its evidence to OUTPUT.
+
+    INPUT is a folder, glob, list of URIs, manifest, tar, zip or Parquet shard; local or s3://,
+    gs://, az://, https://. Run it again to finish what an earlier run left.
+
+    \b
+    effnet-batch score videos/ scores/ --checkpoint detector.safetensors --faces yunet
+    """
+    from effnet_batch.config import ScoreConfig
+    from effnet_batch.pipelines.score import score as run_score
+
+    config = ScoreConfig.from_flat(settings)
+    summary = run_score(input, output, config=config, update=update, reporter=console)
+    return _conclude(summary, config.limits.max_failures, console)
+
+
+@main.command()
 @click.argument("output")
 @click.option(
     "--status", "statuses", required=True, help="Statuses to do again, separated by commas."
@@ -98,13 +127,21 @@ def retry(output: str, statuses: str, storage: dict[str, Any], console: Console)
     \b
     effnet-batch retry embeddings/ --status decode_error,too_large
     """
-    from effnet_batch.config import EmbedConfig
-    from effnet_batch.pipelines.embed import embed as run_embed
+    from effnet_batch.config import EmbedConfig, ScoreConfig
     from effnet_batch.pipelines.maintain import stored_run
 
     names = _statuses(statuses)
     run = stored_run(output, **storage)
-    config = EmbedConfig.from_flat({**run["config"], **storage})
+    settings = {**run["config"], **storage}
+    if run["job"] == "score":
+        from effnet_batch.pipelines.score import score as run_score
+
+        scoring = ScoreConfig.from_flat(settings)
+        summary = run_score(run["input"], output, config=scoring, retry=names, reporter=console)
+        return _conclude(summary, scoring.limits.max_failures, console)
+    from effnet_batch.pipelines.embed import embed as run_embed
+
+    config = EmbedConfig.from_flat(settings)
     summary = run_embed(run["input"], output, config=config, retry=names, reporter=console)
     return _conclude(summary, config.limits.max_failures, console)
 
@@ -293,3 +330,16 @@ def models(
         is_measured=not no_measure,
     )
     console.summary("Scaled model", facts)
+
+
+@main.command()
+@_command
+def checkpoints(console: Console) -> None:
+    """List published forgery checkpoints: network, protocol, published AUC, licence, where to get.
+
+    \b
+    effnet-batch checkpoints
+    """
+    from effnet_batch.models.listing import checkpoint_rows
+
+    console.table(*checkpoint_rows())

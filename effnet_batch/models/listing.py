@@ -1,4 +1,4 @@
-"""What `effnet-batch models` prints: the published weights, and what a scaled network costs."""
+"""What `effnet-batch models` and `checkpoints` print: what is published, what a network costs."""
 
 import os
 
@@ -7,6 +7,7 @@ from effnet_batch.media.preprocess import Preprocessing
 from effnet_batch.models.architectures import ARCHITECTURES, build_model, canonical_name
 from effnet_batch.models.cost import ModelCost, measure_cost
 from effnet_batch.models.engine import build_engine
+from effnet_batch.models.forgery_registry import FORGERY_REGISTRY
 from effnet_batch.models.measure import measure
 from effnet_batch.models.registry import DEFAULTS, REGISTRY
 from effnet_batch.models.scaling import BASE_RESOLUTION, Coefficients, compound_coefficients
@@ -52,6 +53,43 @@ def published_rows(model: str | None = None) -> tuple[tuple[str, ...], list[tupl
             )
         )
     return _HEADER, rows
+
+
+_CHECKPOINT_HEADER = (
+    "checkpoint", "network", "trained on", "frames", "faces", "score", "published AUC", "licence",
+    "get it", "sha256",
+)  # fmt: skip
+
+
+def checkpoint_rows() -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
+    """Returns the table of published forgery checkpoints: its header, and a row each.
+
+    Where ``get it`` begins with *by hand*, the licence or the host wants a person to fetch the
+    file; others are fetched by name.
+    """
+    rows: list[tuple[object, ...]] = []
+    for entry in FORGERY_REGISTRY.values():
+        protocol = entry.protocol
+        sampling, faces, way = protocol.sampling, protocol.faces, protocol.aggregation
+        parameters = [str(v) for k, v in sampling.items() if k not in _NOT_SHOWN and v is not None]
+        rows.append(
+            (
+                entry.name,
+                entry.layout,
+                entry.trained_on,
+                " ".join([sampling["strategy"], *parameters]),
+                f"{faces['detector']} x{faces['margin']:.2f}, {faces['which']}",
+                f"{way.steps}, {way.tracks}",
+                "; ".join(f"{one.dataset} {one.auc:.4f} {one.level}" for one in entry.results),
+                entry.licence,
+                entry.url or f"by hand: {entry.file} from {entry.page}",
+                entry.sha256 or "",
+            )
+        )
+    return _CHECKPOINT_HEADER, rows
+
+
+_NOT_SHOWN = ("strategy", "max_clip_frames")
 
 
 def scaled_facts(

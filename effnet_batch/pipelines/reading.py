@@ -1,4 +1,4 @@
-"""Reading an output back: only live rows, only those that are ok."""
+"""Reading an output back: only live rows."""
 
 from collections.abc import Sequence
 
@@ -30,12 +30,43 @@ def read_embeddings(
     Raises:
         InputError: nothing is committed there.
     """
+    return _read_live(output, columns, storage, only_ok=True)
+
+
+def read_scores(
+    output: str, *, columns: Sequence[str] | None = None, storage: StorageOptions | None = None
+) -> pa.Table:
+    """Reads every video of an output once, also those without a score; ``status`` says why not.
+
+    Rows that a later attempt replaces are left out, which a plain Parquet reader would show.
+
+    Args:
+        output: the folder that `score` wrote to.
+        columns: which columns, in this order; all when None.
+        storage: how storage is spoken to.
+
+    Returns:
+        A table of `schema.videos_schema`.
+
+    Raises:
+        InputError: nothing is committed there.
+    """
+    return _read_live(output, columns, storage, only_ok=False)
+
+
+def _read_live(
+    output: str,
+    columns: Sequence[str] | None,
+    storage: StorageOptions | None,
+    *,
+    only_ok: bool,
+) -> pa.Table:
     room = Storage(storage or StorageOptions())
     root = canonical_uri(output)
     ledger = Ledger.scan(room, OutputPaths(root).data)
     if not ledger.parts:
         raise InputError(f"{root} holds no committed parts")
-    tables = list(ledger.live(columns, only_ok=True))
+    tables = list(ledger.live(columns, only_ok=only_ok))
     if tables:
         return pa.concat_tables(tables)
     return next(iter(ledger.live(columns))).slice(0, 0)

@@ -84,9 +84,9 @@ def _score_pending(run: Run, config: ScoreConfig, resolved: ResolvedScoring, nod
         run_id=run.run_id,
         resolved=resolved,
         num_lanes=placement.num_lanes,
-        rows_per_part=config.output.rows_per_part or min(_MAX_VIDEOS_PER_PART, share),
+        rows_per_part=config.output.rows_per_part or _MAX_VIDEOS_PER_PART,
     )
-    units = list(cut_units(run.pending, task.rows_per_part, KIND_VIDEO))
+    units = list(cut_units(run.pending, min(task.rows_per_part, share), KIND_VIDEO))
     placement = placement.bounded(len(units))
     for checkpoint in resolved.checkpoints:
         for note in checkpoint.notes:
