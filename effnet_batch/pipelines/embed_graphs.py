@@ -26,7 +26,10 @@ _MAX_CPUS_PER_ACTOR: Final = 4
 _COMMITS_PER_ACTOR: Final = 2
 """Parts that are written at once while an actor makes the next."""
 _RETRIES: Final = 2
-"""A unit is tried three times: as it is, then twice with its sources isolated."""
+"""A task is tried three times: as it is, then twice with its sources isolated."""
+_ACTOR_RETRIES: Final = 10
+"""The same for a unit in an actor, where one death may cost several tries: those of the units that
+wait behind it, and those that Ray sends to the actor before it knows that it is dead."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,5 +167,5 @@ def _actors(placement: Placement) -> dict[str, Any]:
         # Restarts are free, so that many bad images may kill an actor each; tries of one unit
         # are not, so that one bad image cannot do it for ever.
         "max_restarts": -1,
-        "max_task_retries": _RETRIES,
+        "max_task_retries": _ACTOR_RETRIES,
     }
