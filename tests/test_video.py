@@ -1,8 +1,10 @@
 """Frames of real encodings against a full decode, and files that are not what they seem."""
 
+import gc
 import io
 
 import numpy as np
+import psutil
 import pytest
 from video_files import B_FRAMES, CLIPS, ENCODINGS, decode_plainly, encode, encoded, remux
 
@@ -179,3 +181,17 @@ def test_a_reader_can_be_left_and_asked_again() -> None:
             np.testing.assert_array_equal(first.pixels, expected[indices[0]][1])
         for frame in video.read([0, 50, 98], None):
             np.testing.assert_array_equal(frame.pixels, expected[frame.index][1])
+
+
+def test_frames_leave_memory_without_the_garbage_collector() -> None:
+    """PyAV's objects can hold each other in circles: 200 frames of these would be 90 MB."""
+    data = encode(num_frames=200, size=(640, 480), options={"preset": "ultrafast"})
+    small = Preprocessing(image_size=32, resize_size=32)
+    process = psutil.Process()
+    gc.disable()
+    try:
+        with open_video(data) as video:
+            sizes = [process.memory_info().rss for _ in video.read(range(200), small)]
+    finally:
+        gc.enable()
+    assert max(sizes[20:]) - sizes[20] < 20e6

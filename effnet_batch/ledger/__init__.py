@@ -8,6 +8,6 @@ reason, and its version is unchanged.
 
 from effnet_batch.ledger.parts import Part, ids_from_hex, list_parts
 from effnet_batch.ledger.scan import Ledger
-from effnet_batch.ledger.states import SourceStates
+from effnet_batch.ledger.states import SourceStates, find_repeated
 
-__all__ = ["Ledger", "Part", "SourceStates", "ids_from_hex", "list_parts"]
+__all__ = ["Ledger", "Part", "SourceStates", "find_repeated", "ids_from_hex", "list_parts"]

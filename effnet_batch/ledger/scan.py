@@ -15,7 +15,7 @@ from effnet_batch.ledger.states import SourceStates, group_states
 from effnet_batch.schema import STATUS_OK, STATUSES
 from effnet_batch.storage import ReadRequest, Storage
 
-_PARTS_PER_REQUEST: Final = 256
+_PARTS_PER_REQUEST: Final = 128
 
 
 class Ledger:

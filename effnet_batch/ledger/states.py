@@ -31,7 +31,7 @@ def group_states(rows: pa.Table, part_order: np.ndarray) -> SourceStates:
         part_order: int [number of parts], the rank of every part's name.
     """
     # Most sources have one row, and grouping a million of them costs seconds and half a gigabyte.
-    is_repeated = _find_repeated(rows["source"])
+    is_repeated = find_repeated(rows["source"])
     if not is_repeated.any():
         return SourceStates(_states_of_single_rows(rows), ~is_repeated)
     single = _states_of_single_rows(rows.filter(pa.array(~is_repeated)))
@@ -119,7 +119,7 @@ def _states_of_groups(rows: pa.Table, part_order: np.ndarray) -> SourceStates:
     return SourceStates(table.drop_columns(["order"]), is_live)
 
 
-def _find_repeated(ids: pa.ChunkedArray) -> np.ndarray:
+def find_repeated(ids: pa.ChunkedArray) -> np.ndarray:
     """Returns which ids (16 bytes) stand more than once, as bool [N].
 
     Only the first 8 bytes are looked at: other ids that agree in them count as repeated too.

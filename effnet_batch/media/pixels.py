@@ -1,7 +1,7 @@
 """From a decoded frame to upright RGB pixels, whole or as a model sees them.
 
 One `PixelConverter` serves one video: it keeps the scaler that FFmpeg sets up for a size. Rotation
-and mirroring are taken from each frame's display matrix. Samples are taken as square, as training
+and mirroring are taken from the frames' display matrices. Samples are taken as square, as training
 pipelines do; fields of interlaced video stay woven.
 """
 
@@ -41,6 +41,7 @@ class PixelConverter:
         """
         self._preprocessing = preprocessing
         self._scaler = VideoReformatter()
+        self._matrices: dict[int, tuple[int, int, int, int]] = {}
 
     def convert(self, frame: av.VideoFrame) -> Pixels:
         """Returns uint8 [H, W, 3], RGB, upright, C-contiguous; H = W = S with a preprocessing.
@@ -49,8 +50,8 @@ class PixelConverter:
             av.error.FFmpegError: FFmpeg cannot convert this pixel format.
         """
         if self._preprocessing is None:
-            return _turn(self._to_rgb(frame, frame.width, frame.height), _matrix(frame))
-        a, b, c, d = _matrix(frame)
+            return _turn(self._to_rgb(frame, frame.width, frame.height), self._matrix(frame))
+        a, b, c, d = self._matrix(frame)
         swaps = abs(a) < abs(b)
         upright = (frame.height, frame.width) if swaps else (frame.width, frame.height)
         width, height = self._preprocessing.resized_size(*upright)
@@ -71,6 +72,13 @@ class PixelConverter:
             As `convert`.
         """
         return self.convert(av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), "rgb24"))
+
+    def _matrix(self, frame: av.VideoFrame) -> tuple[int, int, int, int]:
+        """Returns the frame's matrix, read anew only where its angle is another quarter."""
+        quarter = round(frame.rotation / 90) % 4
+        if quarter not in self._matrices:
+            self._matrices[quarter] = _read_matrix(frame)
+        return self._matrices[quarter]
 
     def _to_rgb(self, frame: av.VideoFrame, width: int, height: int) -> Pixels:
         kernel = self._preprocessing.interpolation if self._preprocessing else "bilinear"
@@ -103,13 +111,16 @@ class PixelConverter:
 
 def upright_size(frame: av.VideoFrame) -> tuple[int, int]:
     """Returns (width, height) of a frame as it is shown, in pixels."""
-    a, b, _, _ = _matrix(frame)
+    a, b, _, _ = _read_matrix(frame)
     return (frame.height, frame.width) if abs(a) < abs(b) else (frame.width, frame.height)
 
 
-def _matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
+def _read_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     """Returns (a, b, c, d) of x' = a x + c y, y' = b x + d y; y points down."""
-    side_data: Any = frame.side_data  # PyAV types it by one of its kinds only
+    # PyAV ties a frame and its side data into a circle of references, which keeps the pixels until
+    # the garbage collector comes by. So only a copy of a few pixels is asked.
+    tiny = VideoReformatter().reformat(frame, 16, 16, "rgb24", threads=1)
+    side_data: Any = tiny.side_data  # Typed by one of its kinds only.
     data = side_data.get("DISPLAYMATRIX")
     if data is None or data.buffer_size < _MATRIX.size:
         return 1, 0, 0, 1

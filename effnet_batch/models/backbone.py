@@ -57,9 +57,7 @@ class Backbone(nn.Module):
         self.num_classes = num_classes
         self.image_size = image_size
         self.dropout = nn.Dropout(dropout)
-        self.fc: nn.Module = (
-            nn.Linear(embedding_dim, num_classes) if num_classes else nn.Identity()
-        )
+        self.fc: nn.Module = nn.Linear(embedding_dim, num_classes) if num_classes else nn.Identity()
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """Maps normalised pixels [N,3,H,W] to the last feature map [N,embedding_dim,h,w]."""

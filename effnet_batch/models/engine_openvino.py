@@ -21,6 +21,7 @@ from effnet_batch.models.engine_base import (
 )
 
 TELEMETRY: Final = "openvino_telemetry"
+_IMPORT_LOCK: Final = threading.Lock()
 PRECISION_HINTS: Final = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
@@ -130,12 +131,13 @@ def _import_without_telemetry() -> Any:
     OpenVINO reports that it was imported unless its telemetry package is missing, so that is made
     to look missing meanwhile.
     """
-    known = sys.modules.get(TELEMETRY)
-    sys.modules[TELEMETRY] = None  # type: ignore[assignment]
-    try:
-        return importlib.import_module("openvino")
-    finally:
-        if known is None:
-            del sys.modules[TELEMETRY]
-        else:
-            sys.modules[TELEMETRY] = known
+    with _IMPORT_LOCK:
+        known = sys.modules.get(TELEMETRY)
+        sys.modules[TELEMETRY] = None  # type: ignore[assignment]
+        try:
+            return importlib.import_module("openvino")
+        finally:
+            if known is None:
+                del sys.modules[TELEMETRY]
+            else:
+                sys.modules[TELEMETRY] = known

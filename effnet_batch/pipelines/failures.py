@@ -1,7 +1,11 @@
 """What a run failed of, said in our own words instead of Ray's."""
 
+import re
+from typing import Final
+
 import ray.exceptions
 
+from effnet_batch import errors
 from effnet_batch.errors import (
     ConfigError,
     EffnetBatchError,
@@ -11,6 +15,9 @@ from effnet_batch.errors import (
     RecordError,
 )
 from effnet_batch.storage import redact
+
+_OURS: Final = re.compile(r"\beffnet_batch\.errors\.(\w+): (.*)")
+"""Our own error in the last line of a traceback."""
 
 
 def cause_of(error: ray.exceptions.RayError) -> EffnetBatchError:
@@ -31,4 +38,8 @@ def cause_of(error: ray.exceptions.RayError) -> EffnetBatchError:
             f"own: {redact(lines[0])}; see Ray's logs, then run the same command again"
         )
     named = next((line for line in reversed(lines) if "Error:" in line), lines[-1] if lines else "")
+    if ours := _OURS.search(named):  # Ray wraps what an actor raised, and ships the text alone
+        kind = getattr(errors, ours[1], JobError)
+        is_final = issubclass(kind, ConfigError | JobError)
+        return (kind if is_final else JobError)(redact(ours[2]))
     return JobError(f"a worker failed: {redact(named)}")

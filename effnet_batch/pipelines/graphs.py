@@ -16,7 +16,10 @@ from effnet_batch.pipelines.progress import poll_board, start_board
 from effnet_batch.pipelines.run import Run
 
 RETRIES: Final = 2
-"""A unit is tried three times: as it is, then twice with its sources isolated."""
+"""A task is tried three times: as it is, then twice with its sources isolated."""
+_ACTOR_RETRIES: Final = 10
+"""The same for a unit in an actor, where one death may cost several tries: those of the units that
+wait behind it, and those that Ray sends to the actor before it knows that it is dead."""
 FUSED: Final = "fused"
 SPLIT: Final = "split"
 
@@ -58,7 +61,7 @@ class Placement:
             # Restarts are free, so that many bad sources may kill an actor each; tries of one unit
             # are not, so that one bad source cannot do it for ever.
             "max_restarts": -1,
-            "max_task_retries": RETRIES,
+            "max_task_retries": _ACTOR_RETRIES,
         }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from effnet_batch.config import ScoreConfig
 from effnet_batch.errors import ConfigError
 from effnet_batch.fingerprint import Fingerprint
-from effnet_batch.media.faces import MODEL_SHA256, FaceSettings
+from effnet_batch.media.faces import MODEL_SHA256, FaceSettings, load_model
 from effnet_batch.media.sampling import Clips, parse_sampling
 from effnet_batch.models.checkpoint_info import CheckpointInfo, Thresholds
 from effnet_batch.models.checkpoints import Checkpoint, load_checkpoint
@@ -162,6 +162,8 @@ def resolve_scoring(config: ScoreConfig) -> ResolvedScoring:
             versions=library_versions(),
         )
         for view in map(resolved.view, resolved.checkpoints):
+            if view.faces:
+                load_model(config.faces.face_model)  # missing, it is missed now
             if isinstance(view.sampling, Clips) and view.sampling.num_frames > view.max_frames:
                 raise ValueError(
                     f"clips of {view.sampling.num_frames} frames are longer than max_frames "

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from effnet_batch.errors import InputError, RecordError
-from effnet_batch.ledger import Ledger, ids_from_hex
+from effnet_batch.ledger import Ledger, find_repeated, ids_from_hex
 from effnet_batch.manifest import read_manifest, source_version
 from effnet_batch.schema import STATUS_OK
 from effnet_batch.sink import OutputPaths
@@ -152,26 +152,33 @@ def check(manifest: pa.Table, ledger: Ledger, run: dict[str, Any]) -> Report:
         pending=tuple(
             manifest["uri"].filter(pa.array(~is_finished)).slice(0, _MAX_LISTED).to_pylist()
         ),
-        problems=tuple(_problems(manifest, ids, ledger, run)),
+        problems=tuple(_problems(ids, place, ledger, run)),
     )
 
 
 def _problems(
-    manifest: pa.Table, ids: pa.ChunkedArray, ledger: Ledger, run: dict[str, Any]
+    ids: pa.ChunkedArray, place: pa.ChunkedArray, ledger: Ledger, run: dict[str, Any]
 ) -> list[str]:
+    """Returns what must not be.
+
+    Args:
+        ids: the manifest's.
+        place: where each stands in the ledger's states; null where it does not.
+        ledger: every committed row.
+        run: run.json.
+    """
     problems = [f"unreadable part {uri}: {why}" for uri, why in ledger.unreadable.items()]
     expected = run.get("fingerprint")
     problems += [
         f"parts of fingerprint {found} beside the run's {expected}"
         for found in sorted(ledger.fingerprints - {expected})
     ]
-    known = ledger.states().table["source"].combine_chunks()
-    strangers = pc.invert(pc.is_in(known, value_set=ids.combine_chunks()))
-    num_strangers = pc.sum(strangers).as_py() or 0
-    if num_strangers:
+    is_stranger = np.ones(ledger.states().table.num_rows, bool)
+    is_stranger[np.asarray(pc.drop_null(place))] = False
+    if num_strangers := int(is_stranger.sum()):
         problems.append(f"records of {num_strangers} sources that the manifest does not have")
-    num_repeated = manifest.num_rows - pc.count_distinct(ids).as_py()
-    if num_repeated:
+    repeated = ids.filter(pa.array(find_repeated(ids)))
+    if num_repeated := len(repeated) - pc.count_distinct(repeated).as_py():
         problems.append(f"{num_repeated} sources stand more than once in the manifest")
     return problems[:_MAX_LISTED]
 
