@@ -23,7 +23,7 @@ from typing import BinaryIO, Final
 
 import numpy as np
 
-from effnet_batch.errors import DecodeError, RecordError
+from effnet_batch.errors import DecodeError, OutOfMemoryError, RecordError
 from effnet_batch.media.container import VideoLimits
 from effnet_batch.media.decoder_process import (
     ERROR_KINDS,
@@ -79,6 +79,9 @@ def serve(settings_json: str) -> None:
     except RecordError as error:
         kind = ERROR_KINDS.get(type(error), ERROR_KINDS[DecodeError])
         answers.send(kind, payload=encode_message(error))
+    except MemoryError:
+        message = "out of memory: the video or one of its frames is over the limit"
+        answers.send(ERROR_KINDS[OutOfMemoryError], payload=message.encode())
 
 
 class _Answers:
