@@ -29,6 +29,7 @@ def wait_for_parts(driver: EmbedProcess, num_parts: int) -> None:
     driver.wait_until(lambda: len(server.keys("out/data/")) >= num_parts)
 
 
+@pytest.mark.slow
 def test_a_run_outlives_an_outage_and_being_stopped(
     start_s3: Callable[[], S3Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

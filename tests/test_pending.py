@@ -50,7 +50,11 @@ def model_pending(
         # To be done again by name is what readers see; a half-done successor of it just goes on.
         is_half_done = not (is_whole and shown[0].attempt == last)
         is_to_redo = source in redo and shown[0].attempt == last
-        if is_half_done and is_unchanged(latest[0].version) and not is_to_redo:
+        # More records than the last one says can never become whole.
+        needs = [row.need for row in latest if row.need is not None]
+        is_overfull = bool(needs) and len({row.record_id for row in latest}) > max(needs)
+        can_go_on = is_half_done and not is_overfull and not is_to_redo
+        if can_go_on and is_unchanged(latest[0].version):
             expected[source] = (last, frozenset(row.record_id for row in latest))
         else:
             expected[source] = (last + 1, frozenset())
@@ -94,8 +98,10 @@ class World:
             version, count = self.versions[source], self.num_records[source]
             if source in failing:
                 rows = [Row(source, 0, attempt, version, "fetch_error", 1)]
-                if skip:  # broke off in its middle: nothing is committed
+                if skip and random.random() < 0.5:  # broke off in its middle: nothing is committed
                     continue
+                if skip:  # a second try could not open what a first one had half committed
+                    rows = [Row(source, 99, attempt, version, "fetch_error", 1)]
             else:
                 rows = [
                     Row(source, i, attempt, version, need=count if i == count - 1 else None)

@@ -181,6 +181,7 @@ def moments(seed: int, *windows: tuple[float, float, str]) -> list[Moment]:
     return [Moment(float(random.uniform(low, high)), victim) for low, high, victim in windows]
 
 
+@pytest.mark.slow
 def test_fused_runs_survive_dead_drivers_and_actors(tmp_path: Path, place: Place) -> None:
     first = moments(11, (0.13, 0.17, "FusedWorker"), (0.22, 0.3, "driver"))
     second = moments(12, (0.34, 0.37, "FusedWorker"), (0.42, 0.52, "machine"))
@@ -198,6 +199,7 @@ def test_fused_runs_survive_dead_drivers_and_actors(tmp_path: Path, place: Place
     assert by_run[max(by_run)] == NUM_TWINS - num_before
 
 
+@pytest.mark.slow
 def test_split_runs_survive_dead_drivers_tasks_and_actors(tmp_path: Path, place: Place) -> None:
     first = moments(21, (0.12, 0.17, "decode_unit"), (0.22, 0.27, "Encode"), (0.35, 0.5, "driver"))
     last = moments(22, (0.55, 0.6, "Encode"), (0.7, 0.8, "decode_unit"))

@@ -66,6 +66,7 @@ class Output:
         assert report.is_proven, report
 
 
+@pytest.mark.slow
 def test_an_output_through_all_that_happens_to_it(tmp_path: Path) -> None:
     output = Output(tmp_path)
     for number in range(NUM_IMAGES):

@@ -45,6 +45,7 @@ def pending_sources(
     attempt = np.ones(manifest.num_rows, np.int32)
     is_done = np.zeros(manifest.num_rows, bool)
     is_continued = np.zeros(manifest.num_rows, bool)
+    skip: dict[str, list[str]] = {}
     if at is not None:
         is_redone = np.zeros(manifest.num_rows, bool)
         if redo is not None:
@@ -64,6 +65,8 @@ def pending_sources(
         )
         if is_continued.any():
             is_continued &= _same(version, versions["last_version"].take(place))
+            skip, overfull = _committed_records(ledger, ids.filter(pa.array(is_continued)))
+            is_continued &= ~np.asarray(pc.is_in(ids, value_set=overfull))
         attempt = np.where(is_known, np.where(is_continued, last, last + 1), 1).astype(np.int32)
     keep = pa.array(~is_done)
     pending = manifest.select(
@@ -71,7 +74,6 @@ def pending_sources(
     )
     pending = pending.append_column("source_version", version)
     pending = pending.append_column("attempt", pa.array(attempt)).filter(keep)
-    skip = _committed_records(ledger, ids.filter(pa.array(is_continued)))
     lists = pa.array(
         [skip.get(key) for key in pending["source_id"].to_pylist()]
         if skip
@@ -86,24 +88,31 @@ def _same(left: pa.ChunkedArray, right: pa.ChunkedArray) -> np.ndarray:
     return np.asarray(pc.fill_null(pc.equal(left, right), True))
 
 
-def _committed_records(ledger: Ledger, sources: pa.ChunkedArray) -> dict[str, list[str]]:
-    """Returns the record ids of the highest attempt of some half-done sources, in hex."""
-    if not len(sources):
-        return {}
+def _committed_records(
+    ledger: Ledger, sources: pa.ChunkedArray
+) -> tuple[dict[str, list[str]], pa.Array]:
+    """Returns what the highest attempt of some half-done sources has.
+
+    Returns:
+        Record ids in hex by source id in hex, and the ids (16 bytes) of sources that have more
+        records than their last one says. No further record completes those; it happens when a
+        shard could not be opened again after a part of it had been committed.
+    """
     rows = ledger.rows
     rows = rows.filter(pc.is_in(rows["source"], value_set=sources.combine_chunks()))
     last = rows.group_by("source").aggregate([("attempt", "max")])
     wanted = dict(zip(last["source"].to_pylist(), last["attempt_max"].to_pylist(), strict=True))
-    found: dict[str, list[str]] = collections.defaultdict(list)
-    for source, record, attempt in zip(
-        rows["source"].to_pylist(),
-        rows["record"].to_pylist(),
-        rows["attempt"].to_pylist(),
-        strict=True,
-    ):
+    found: dict[bytes, dict[str, None]] = collections.defaultdict(dict)
+    needs: dict[bytes, int] = {}
+    columns = (rows[name].to_pylist() for name in ("source", "record", "attempt", "need"))
+    for source, record, attempt, need in zip(*columns, strict=True):
         if attempt == wanted[source]:
-            found[source.hex()].append(record.hex())
-    return found
+            found[source][record.hex()] = None
+            if need is not None:
+                needs[source] = max(need, needs.get(source, 0))
+    overfull = {source for source, need in needs.items() if len(found[source]) > need}
+    skip = {s.hex(): list(records) for s, records in found.items() if s not in overfull}
+    return skip, pa.array(sorted(overfull), pa.binary(16))
 
 
 def cut_units(
