@@ -187,7 +187,10 @@ def videos_schema() -> pa.Schema:
 
     ``logit``, ``score`` and ``verdict`` are null unless ``status`` is ``ok``; no score is ever made
     up. Boxes are in pixels of the upright frame, right and bottom exclusive; a track's box spans
-    those of its frames. Times are the container's presentation times.
+    those of its frames; boxes are null where whole frames are judged, and ``num_faces`` with them.
+    Times are the container's presentation times. ``num_frames_expected`` are the frames that the
+    sampling asked for, ``num_frames_sampled`` those that could be decoded, ``num_frames_used``
+    those that the model saw. The suspicious span is that of `stages.evidence.suspicious_span`.
     """
     return pa.schema(
         [
