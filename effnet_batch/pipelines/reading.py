@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from effnet_batch.errors import InputError
 from effnet_batch.ledger import Ledger
+from effnet_batch.schema import STATUS_OK
 from effnet_batch.sink import OutputPaths
 from effnet_batch.storage import Storage, StorageOptions, canonical_uri
 
@@ -35,7 +36,7 @@ def read_embeddings(
     ledger = Ledger.scan(room, OutputPaths(root).data)
     if not ledger.parts:
         raise InputError(f"{root} holds no committed parts")
-    tables = list(ledger.live(columns, only_ok=True))
+    tables = list(ledger.live(columns, statuses=[STATUS_OK]))
     if tables:
         return pa.concat_tables(tables)
     return next(iter(ledger.live(columns))).slice(0, 0)
