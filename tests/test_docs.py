@@ -61,6 +61,12 @@ def test_make_has_the_targets_that_the_documents_name():
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"make {target}"
 
 
+def test_links_to_files_lead_somewhere():
+    for path in DOCUMENTS:
+        for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", path.read_text()):
+            assert (path.parent / target).exists(), f"{path.name} links {target}"
+
+
 def test_the_readme_runs_on_local_photographs(tmp_path, photos):
     (tmp_path / "photos").symlink_to(photos)
     erased = tmp_path / "photos" / min(photos.iterdir()).name

@@ -97,7 +97,7 @@ def test_live_rows_and_states_are_those_of_the_obvious_model(parts: dict[str, li
     assert [(row["uri"], row["member"], row["attempt"]) for row in read] == [
         (row.source, f"m{row.record}", row.attempt) for _, _, row in in_order
     ]
-    ok = [row for table in ledger.live(["status"], only_ok=True) for row in table.to_pylist()]
+    ok = [row for table in ledger.live(["status"], statuses=["ok"]) for row in table.to_pylist()]
     assert len(ok) == statuses["ok"]
 
 

@@ -1,6 +1,8 @@
 """From sources to encoded items: what is fetched together, how far ahead, and who is told."""
 
+import dataclasses
 import io
+import os
 import threading
 import tracemalloc
 from collections.abc import Sequence
@@ -12,7 +14,7 @@ from s3_server import S3Server
 from shard_files import CountingStream, make_parquet, make_tar, make_zip
 
 from effnet_batch.errors import FetchError, OutageError, RecordError, TooLargeError
-from effnet_batch.manifest import build_manifest
+from effnet_batch.manifest import build_manifest, source_version
 from effnet_batch.schema import record_id, source_id
 from effnet_batch.stages.read import Item, OutageGuard, Source, read_items
 from effnet_batch.storage import ReadRequest, Storage, StorageOptions
@@ -166,6 +168,44 @@ def test_members_that_are_committed_already_are_not_read_again(tmp_path: Path) -
     (item,) = read([source(uri, "tar", skip=done)], Storage(), medium="video")
     assert (item.member, item.occurrence, item.data) == ("a.mp4", 1, b"c")
     assert item.num_source_records == 3
+
+
+def test_files_that_were_replaced_since_the_listing_are_not_read(tmp_path: Path) -> None:
+    files = [("a.jpg", b"a"), ("b.jpg", b"b"), ("c.jpg", b"c")]
+    for name, data in files:
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "half.tar").write_bytes(make_tar(files))
+    (tmp_path / "new.tar").write_bytes(make_tar(files))
+    storage = Storage()
+    table = build_manifest(str(tmp_path), storage)
+    versions = source_version(table).to_pylist()
+    names = ["a.jpg", "b.jpg", "c.jpg", "half.tar", "new.tar"]
+    sources = {
+        name: dataclasses.replace(source(row["uri"], row["kind"]), source_version=version)
+        for name, row, version in zip(names, table.to_pylist(), versions, strict=True)
+    }
+    half = sources["half.tar"]
+    done = frozenset({record_id(half.uri, "a.jpg", 0)})
+    sources["half.tar"] = dataclasses.replace(half, skip=done)
+    told: list[str] = []
+    items = read(list(sources.values()), storage, incomplete=told)
+    assert [item.data for item in items] == [b"a", b"b", b"c", b"b", b"c", b"a", b"b", b"c"]
+    assert not told
+
+    (tmp_path / "replacement").write_bytes(b"another")
+    (tmp_path / "replacement").rename(tmp_path / "b.jpg")
+    foreign = make_tar([(name, data * 2) for name, data in files])
+    for name in ("half.tar", "new.tar"):
+        (tmp_path / name).write_bytes(foreign)
+        os.utime(tmp_path / name, ns=(0, 0))  # however coarse the clock of the disk is
+    items = read(list(sources.values()), storage, incomplete=told)
+    assert [item.data for item in items] == [b"a", None, b"c", None]
+    assert [item.source for item in items] == [sources[n] for n in names if n != "half.tar"]
+    for item in (items[1], items[3]):
+        assert isinstance(item.error, FetchError)
+        assert (item.error.status, item.error.error_type) == ("fetch_error", "SourceChanged")
+        assert item.num_source_records == 1
+    assert told == [half.uri], "its other members are left to a run that knows the new one"
 
 
 def test_a_shard_of_videos_that_breaks_off_is_told_and_not_a_record(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from effnet_batch.errors import (
     StorageError,
     TooLargeError,
 )
+from effnet_batch.manifest import build_manifest, source_version
 from effnet_batch.storage import ReadRequest, Storage, StorageOptions, canonical_uri
 from effnet_batch.storage.fsspec_backend import FsspecBackend
 from effnet_batch.storage.objects import Span
@@ -78,6 +79,57 @@ def test_read_a_file_whole_in_part_and_bounded(storage: Storage, tmp_path: Path)
     info = storage.info(uri)
     assert (info.size_bytes, info.etag) == (1000, None)
     assert info.mtime == datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
+
+
+@pytest.mark.parametrize(
+    ("mtime_ns", "microseconds"),
+    [
+        (1767323045_678901_999, 1767323045_678901),
+        (0, 0),
+        (-1, -1),
+        (-86400_000000_001, -86400_000001),
+    ],
+)
+def test_a_file_is_read_in_the_version_of_its_listing_only(
+    storage: Storage, tmp_path: Path, mtime_ns: int, microseconds: int
+) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"0123456789")
+    os.utime(path, ns=(0, mtime_ns))
+    version = source_version(build_manifest(str(tmp_path), storage))[0].as_py()
+    assert version == f"{microseconds}-10"
+    request = ReadRequest(str(path), version=version)
+    assert storage.read_many([request]) == [b"0123456789"]
+    with storage.open(str(path), version=version) as file:
+        assert file.read(3) + file.read() == b"0123456789"
+
+    def check_refused(error: object) -> None:
+        assert isinstance(error, FetchError)
+        assert (error.error_type, error.is_transient) == ("SourceChanged", False)
+        assert str(error).startswith(f"{path} was changed since it was listed; run with --update")
+
+    for size, other_ns in ((10, mtime_ns + 1000), (10, mtime_ns - 1000), (9, mtime_ns)):
+        path.write_bytes(bytes(size))
+        os.utime(path, ns=(0, other_ns))
+        check_refused(storage.read_many([request])[0])
+        with pytest.raises(FetchError) as caught:
+            storage.open(str(path), version=version)
+        check_refused(caught.value)
+    assert storage.read_many([ReadRequest(str(path))]) == [bytes(9)]
+
+
+@pytest.mark.parametrize("num_bytes", [4 << 20, -1])
+def test_a_file_that_is_written_to_while_it_is_open_is_not_mixed(
+    storage: Storage, tmp_path: Path, num_bytes: int
+) -> None:
+    path = tmp_path / "a.tar"
+    path.write_bytes(bytes(4 << 20))
+    os.utime(path, ns=(0, 0))
+    with storage.open(str(path), version=f"0-{4 << 20}") as file:
+        assert file.read(10) == bytes(10)
+        path.write_bytes(b"x" * (4 << 20))
+        with pytest.raises(FetchError, match="was changed"):
+            file.read(num_bytes)
 
 
 def test_what_is_no_readable_file_is_a_record(storage: Storage, tmp_path: Path) -> None:

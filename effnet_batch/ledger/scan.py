@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from effnet_batch.errors import FetchError, OutageError, RecordError
 from effnet_batch.ledger.parts import ID, ROWS_SCHEMA, Part, list_parts, read_rows, tail_size
 from effnet_batch.ledger.states import SourceStates, group_states
-from effnet_batch.schema import STATUS_OK, STATUSES
+from effnet_batch.schema import STATUSES
 from effnet_batch.storage import ReadRequest, Storage
 
 _PARTS_PER_REQUEST: Final = 128
@@ -125,20 +125,21 @@ class Ledger:
         return pc.unique(rows["source"].filter(pa.array(is_wanted))).cast(ID)
 
     def live(
-        self, columns: Sequence[str] | None = None, *, only_ok: bool = False
+        self, columns: Sequence[str] | None = None, *, statuses: Sequence[str] = STATUSES
     ) -> Iterator[pa.Table]:
         """Yields the live rows part by part, in the order of the parts' names.
 
         Args:
             columns: which columns, in this order; all when None.
-            only_ok: leave out the records that failed.
+            statuses: only records of these; parts without any are not read.
 
         Raises:
             RecordError: a part vanished or broke since the scan.
         """
         is_live = self.states().is_live
-        if only_ok:
-            is_live = is_live & (np.asarray(self.rows["status"]) == STATUSES.index(STATUS_OK))
+        if set(statuses) != set(STATUSES):
+            codes = [STATUSES.index(name) for name in statuses]
+            is_live = is_live & np.isin(np.asarray(self.rows["status"]), codes)
         starts = np.cumsum([0, *self._num_rows])
         order = np.argsort(self._part_order())
         wanted = [int(i) for i in order if is_live[starts[i] : starts[i + 1]].any()]

@@ -16,7 +16,7 @@ from effnet_batch.lock import OutputLock
 from effnet_batch.manifest import read_manifest, replace_manifest
 from effnet_batch.pipelines.run import new_run_id
 from effnet_batch.pipelines.verify import check, load_forgotten, load_manifest, load_run
-from effnet_batch.schema import STATUS_OK, source_id
+from effnet_batch.schema import STATUS_OK, STATUSES, source_id
 from effnet_batch.sink import OutputPaths, commit_part, part_bytes, read_metadata
 from effnet_batch.storage import Storage, StorageOptions, canonical_uri
 
@@ -99,9 +99,9 @@ def output_status(output: str, *, num_failures: int = 10, **storage: Any) -> Sta
 def _failures(ledger: Ledger) -> Iterator[tuple[str, str, str, str]]:
     if set(ledger.count_live_by_status()) <= {STATUS_OK}:
         return
-    for table in ledger.live(_FAILURE_COLUMNS):
-        failed = table.filter(pc.not_equal(table["status"], STATUS_OK))
-        for row in failed.to_pylist():
+    failed = [name for name in STATUSES if name != STATUS_OK]
+    for table in ledger.live(_FAILURE_COLUMNS, statuses=failed):
+        for row in table.to_pylist():
             status, message, uri, member = (str(row[name] or "") for name in _FAILURE_COLUMNS)
             yield status, message, uri, member
 
@@ -133,7 +133,8 @@ def compact(output: str, *, part_bytes: int = 256 << 20, **storage: Any) -> tupl
             uri = paths.part(run_id, index)
             commit_part(room, uri, table, {**read_metadata(table.schema), "run_id": run_id})
             new.append(uri)
-        room.delete_many(old)
+        # Of equal records the part of the smallest name is live, so it goes last.
+        room.delete_many(sorted(old, reverse=True))
     return len(old), len(new)
 
 

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from effnet_batch.errors import InputError
 from effnet_batch.ledger import Ledger
+from effnet_batch.schema import STATUS_OK, STATUSES
 from effnet_batch.sink import OutputPaths
 from effnet_batch.storage import Storage, StorageOptions, canonical_uri
 
@@ -30,7 +31,7 @@ def read_embeddings(
     Raises:
         InputError: nothing is committed there.
     """
-    return _read_live(output, columns, storage, only_ok=True)
+    return _read_live(output, columns, storage, statuses=[STATUS_OK])
 
 
 def read_scores(
@@ -51,7 +52,7 @@ def read_scores(
     Raises:
         InputError: nothing is committed there.
     """
-    return _read_live(output, columns, storage, only_ok=False)
+    return _read_live(output, columns, storage, statuses=STATUSES)
 
 
 def _read_live(
@@ -59,14 +60,14 @@ def _read_live(
     columns: Sequence[str] | None,
     storage: StorageOptions | None,
     *,
-    only_ok: bool,
+    statuses: Sequence[str],
 ) -> pa.Table:
     room = Storage(storage or StorageOptions())
     root = canonical_uri(output)
     ledger = Ledger.scan(room, OutputPaths(root).data)
     if not ledger.parts:
         raise InputError(f"{root} holds no committed parts")
-    tables = list(ledger.live(columns, only_ok=only_ok))
+    tables = list(ledger.live(columns, statuses=statuses))
     if tables:
         return pa.concat_tables(tables)
     return next(iter(ledger.live(columns))).slice(0, 0)

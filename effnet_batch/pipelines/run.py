@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import ray.exceptions
 
@@ -17,7 +18,7 @@ from effnet_batch.config import InputSettings, JobConfig, StorageSettings
 from effnet_batch.errors import (
     ConfigError,
     EffnetBatchError,
-    FetchError,
+    FingerprintError,
     OutageError,
     StorageError,
 )
@@ -31,6 +32,7 @@ from effnet_batch.manifest import (
     summarize,
     write_manifest,
 )
+from effnet_batch.pipelines.checks import check_sources
 from effnet_batch.pipelines.failures import cause_of
 from effnet_batch.pipelines.pending import pending_sources
 from effnet_batch.pipelines.progress import Reporter
@@ -50,10 +52,8 @@ from effnet_batch.storage import (
     canonical_uri,
     join,
     redact,
-    scheme_of,
     split_signature,
 )
-from effnet_batch.storage.uris import WEB_SCHEMES
 
 STATE_RUNNING: Final = "running"
 STATE_COMPLETE: Final = "complete"
@@ -109,7 +109,7 @@ class Run:
         redo = self.ledger.sources_with_status(retry) if retry else None
         pending = pending_sources(self.manifest, self.ledger, redo=redo)
         self.pending = self._with_fetch_uris(pending)
-        self._check_sources()
+        check_sources(self.pending, self.input, self.storage, is_resumed=bool(self.ledger.parts))
         done = self.manifest.num_rows - pending.num_rows
         self.reporter.message(
             f"{self.manifest.num_rows:,} sources, {done:,} done, {pending.num_rows:,} to do"
@@ -128,7 +128,19 @@ class Run:
                 f"{self.paths.root} was made from {previous['input']}, not {redact(self.input)}; "
                 f"use another output, or --update to take this input in as well"
             )
+        self._warn_of_listing(previous["config"], update=update)
         return previous
+
+    def _warn_of_listing(self, before: dict[str, Any], *, update: bool) -> None:
+        """Says that settings of the listing do not count where the manifest is kept."""
+        names = [field.name for field in dataclasses.fields(InputSettings)]
+        now = self.config.to_flat()
+        changed = [name for name in names if name in before and before[name] != now[name]]
+        if changed and not update:
+            self.reporter.warning(
+                f"{', '.join(changed)} differ from when the input was listed and do not count; "
+                f"--update lists it again"
+            )
 
     def _list_input(self, *, update: bool) -> None:
         self.reporter.message(f"listing {redact(self.input)}")
@@ -169,40 +181,11 @@ class Run:
             del self.ledger.unreadable[uri]
 
     def _with_fetch_uris(self, pending: pa.Table) -> pa.Table:
-        signed = fetch_uris(self.manifest, self.input, self.storage)
+        is_pending = pc.is_in(self.manifest["source_id"], pending["source_id"].combine_chunks())
+        signed = fetch_uris(self.manifest.filter(is_pending), self.input, self.storage)
         urls = [signed.get(key) for key in pending["source_id"].to_pylist()] if signed else None
         column = pa.array(urls or [None] * pending.num_rows, pa.string())
         return pending.append_column("fetch_uri", column)
-
-    def _check_sources(self) -> None:
-        """Touches one pending source of every bucket or host, before any cluster is started.
-
-        Raises:
-            StorageError: a bucket is missing or refuses us, or a host does not answer.
-        """
-        firsts: dict[str, str] = {}
-        for uri in self.pending["uri"].slice(0, _MAX_CHECKED).to_pylist():
-            if "://" in uri:
-                firsts.setdefault("/".join(uri.split("/", 3)[:3]), uri)
-        places = list(firsts.values())[:_MAX_PLACES]
-        try:
-            results = self.storage.read_tails(places, 1)
-        except OutageError as error:
-            raise StorageError(str(error)) from error
-        silent = [
-            (uri, result)
-            for uri, result in zip(places, results, strict=True)
-            if isinstance(result, FetchError)
-            and result.is_transient
-            and result.error_type not in _ANSWERS
-        ]
-        # One dead web host among several is a record, and one that an earlier run met stays one.
-        if all(scheme_of(uri) in WEB_SCHEMES for uri, _ in silent) and (
-            len(silent) < len(places) or self.ledger.parts
-        ):
-            return
-        if silent:
-            raise StorageError(f"the first source cannot be read: {silent[0][1]}")
 
     def stored_resolution(self) -> dict[str, Any] | None:
         """Returns what an earlier run resolved, when it was asked for the same numbers."""
@@ -226,6 +209,11 @@ class Run:
         """
         if self.previous and self.ledger.parts:
             fingerprint.check_same(self.previous["fingerprint_fields"], self.paths.root)
+        if strange := self.ledger.fingerprints - {fingerprint.digest}:
+            raise FingerprintError(
+                f"{self.paths.root} holds rows of fingerprint {', '.join(sorted(strange))}, and "
+                f"this run would write {fingerprint.digest}; use another output"
+            )
         self._record = {
             "job": self.job,
             "input": canonical_uri(self.input),
@@ -282,7 +270,10 @@ class Run:
     def finish(self) -> RunSummary:
         """Proves the output and writes the final run.json."""
         seconds = time.monotonic() - self._started if self._record else 0.0
-        self.ledger.refresh()
+        try:
+            self.ledger.refresh()
+        except StorageError as error:  # it could be listed when the run began
+            raise OutageError(str(error)) from error
         run = self._record or self.previous or {}
         report = check(self.manifest, self.ledger, run)
         state = STATE_COMPLETE if report.is_proven else STATE_INCOMPLETE
@@ -344,8 +335,8 @@ def open_run(
             cause = cause_of(error)
             run.write_end(STATE_FAILED, error=redact(str(cause)))
             raise cause from error
-        except EffnetBatchError as error:
-            run.write_end(STATE_FAILED, error=redact(str(error)))
+        except Exception as error:
+            run.write_end(STATE_FAILED, error=redact(str(error)) or type(error).__name__)
             raise
 
 

@@ -178,7 +178,7 @@ def _read_plain(
     group: list[Source], storage: Storage, max_bytes: int, usual: _UsualSize
 ) -> Iterator[list[Item]]:
     """Yields the items of a group; those that are much larger than was to be expected alone."""
-    requests = [ReadRequest(s.uri, fetch_uri=s.fetch_uri, etag=s.etag) for s in group]
+    requests = [ReadRequest(s.uri, s.fetch_uri, s.etag, _file_version(s)) for s in group]
     is_guess = len(group) > 1 and any(source.size_bytes is None for source in group)
     limit = min(max_bytes, _CHUNK_BYTES) if is_guess else max_bytes
     items = []
@@ -213,7 +213,12 @@ def _read_shard(
 ) -> Iterator[Item]:
     num_yielded = 0
     try:
-        with storage.open(source.uri, etag=source.etag, fetch_uri=source.fetch_uri) as stream:
+        with storage.open(
+            source.uri,
+            etag=source.etag,
+            version=_file_version(source),
+            fetch_uri=source.fetch_uri,
+        ) as stream:
             for member in iter_members(
                 source.kind,
                 source.uri,
@@ -239,6 +244,11 @@ def _read_shard(
             on_incomplete(source, error)
         else:
             yield Item(source, error=error, size_bytes=source.size_bytes, num_source_records=1)
+
+
+def _file_version(source: Source) -> str | None:
+    """Returns what tells the version of a source without an etag, as files on a disk are."""
+    return source.source_version if source.etag is None else None
 
 
 def _wanted(source: Source) -> Callable[[str | None, int], bool]:

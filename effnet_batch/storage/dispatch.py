@@ -112,17 +112,30 @@ class Storage:
 
         return _map_in_order(read, uris, self.options.num_connections)
 
-    def open(self, uri: str, *, etag: str | None = None, fetch_uri: str | None = None) -> BinaryIO:
+    def open(
+        self,
+        uri: str,
+        *,
+        etag: str | None = None,
+        version: str | None = None,
+        fetch_uri: str | None = None,
+    ) -> BinaryIO:
         """Opens an object as a seekable file that reads ahead in blocks of 8 MiB.
 
         Every read may raise ``FetchError``, with ``error_type="SourceChanged"`` where the object is
-        not, or no longer, the one of the etag.
+        not, or no longer, the one of the etag or, on a disk, of the version.
+
+        Args:
+            uri: canonical URI.
+            etag: the object must still be this one, where the storage knows etags.
+            version: the file must still be this one; see :class:`ReadRequest`.
+            fetch_uri: presigned URL that is fetched instead.
         """
         from effnet_batch.storage.local import open_local
         from effnet_batch.storage.ranged import open_ranged
 
         if scheme_of(uri) == LOCAL:
-            return open_local(uri)
+            return open_local(ReadRequest(uri, version=version))
         backend = self._backend(fetch_uri or uri)
         return cast("BinaryIO", open_ranged(backend, ReadRequest(uri, fetch_uri, etag)))
 

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import logging
 import os
 import secrets
@@ -19,6 +20,7 @@ from effnet_batch.storage.uris import canonical_uri, local_path
 
 _PAGE_SIZE = 1000
 _CHUNK_BYTES = 8 << 20
+_BUFFER_BYTES = 1 << 20
 _log = logging.getLogger(__name__)
 
 # What a network file system says when its server went away; everything else is about the one file.
@@ -33,18 +35,21 @@ class LocalBackend(Backend):
     def get(
         self, request: ReadRequest, *, span: Span | None = None, max_bytes: int | None = None
     ) -> Body:
-        """Reads a regular file; anything else is refused without reading from it."""
+        """Reads a regular file of the version asked for; all else is refused unread."""
         path = local_path(request.uri)
         try:
             descriptor = open_regular(path, request.uri)
             try:
+                _check_version(descriptor, request)
                 size = os.fstat(descriptor).st_size
                 start, stop = _bounds(span, size)
                 if max_bytes is not None and stop - start > max_bytes:
                     raise TooLargeError(
                         f"{request.uri} holds {size} bytes, over the limit of {max_bytes}"
                     )
-                return Body(_pread(descriptor, start, stop), size)
+                data = _pread(descriptor, start, stop)
+                _check_version(descriptor, request)  # not written to while it was read
+                return Body(data, size)
             finally:
                 os.close(descriptor)
         except (OSError, ValueError) as error:
@@ -242,7 +247,7 @@ def _listed(path: str) -> ObjectInfo:
 
 
 def _info(uri: str, result: os.stat_result) -> ObjectInfo:
-    mtime = datetime.fromtimestamp(0, UTC) + timedelta(microseconds=result.st_mtime_ns // 1000)
+    mtime = datetime.fromtimestamp(0, UTC) + timedelta(microseconds=_mtime_microseconds(result))
     return ObjectInfo(uri, result.st_size, None, mtime)
 
 
@@ -279,13 +284,59 @@ def _fetch_error(error: OSError | ValueError, uri: str) -> FetchError:
     )
 
 
-def open_local(uri: str) -> BinaryIO:
+def open_local(request: ReadRequest) -> BinaryIO:
     """Opens a regular file for reading.
 
     Raises:
-        FetchError: it cannot be opened, or is no regular file.
+        FetchError: it cannot be opened, or is no regular file; now or in a later read also
+            ``error_type="SourceChanged"`` if it is not, or is no longer, the request's version.
     """
     try:
-        return os.fdopen(open_regular(local_path(uri), uri), "rb", 1 << 20)
+        descriptor = open_regular(local_path(request.uri), request.uri)
     except (OSError, ValueError) as error:
-        raise _fetch_error(error, uri) from None
+        raise _fetch_error(error, request.uri) from None
+    file = _GuardedFile(descriptor, request)
+    try:
+        _check_version(descriptor, request)
+    except FetchError:
+        file.close()
+        raise
+    return io.BufferedReader(file, _BUFFER_BYTES)
+
+
+class _GuardedFile(io.FileIO):
+    """A file that gives no bytes of another version than the one that was asked for."""
+
+    def __init__(self, descriptor: int, request: ReadRequest) -> None:
+        super().__init__(descriptor)
+        self._request = request
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """Reads, and then looks whether the file was written to before or meanwhile."""
+        num_bytes = super().readinto(buffer)
+        _check_version(self.fileno(), self._request)
+        return num_bytes
+
+    def readall(self) -> bytes:
+        """Reads what is left in the same way."""
+        data = super().readall()
+        _check_version(self.fileno(), self._request)
+        return data
+
+
+def _check_version(descriptor: int, request: ReadRequest) -> None:
+    if request.version is None:
+        return
+    result = os.fstat(descriptor)
+    if request.version != f"{_mtime_microseconds(result)}-{result.st_size}":
+        raise FetchError(
+            f"{request.uri} was changed since it was listed; run with --update to take in the "
+            "new one",
+            error_type="SourceChanged",
+            is_transient=False,
+        )
+
+
+def _mtime_microseconds(result: os.stat_result) -> int:
+    """Returns the mtime since 1970, rounded down, also before 1970, as a manifest holds it."""
+    return result.st_mtime_ns // 1000

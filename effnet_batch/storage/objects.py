@@ -81,6 +81,9 @@ class ReadRequest:
     etag: str | None = None
     """The object must still be this one (If-Match), where the storage can tell."""
 
+    version: str | None = None
+    """A local file must still be this one: its mtime in microseconds and size, ``"mtime-size"``."""
+
 
 @dataclass(frozen=True, slots=True)
 class Span:

@@ -1,0 +1,138 @@
+"""The life of a run around its work: what is refused, warned of and recorded, without Ray."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from committed_parts import Row, part
+
+from effnet_batch.config import EmbedConfig
+from effnet_batch.errors import FingerprintError, OutageError, StorageError
+from effnet_batch.fingerprint import Fingerprint
+from effnet_batch.pipelines.maintain import output_status
+from effnet_batch.pipelines.run import open_run
+
+FIELDS = {"weights_sha256": "abc"}
+
+
+class Listener:
+    """Reporter that remembers."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def message(self, text: str) -> None:
+        pass
+
+    def warning(self, text: str) -> None:
+        self.warnings.append(text)
+
+    def progress(self, **counts: float | None) -> None:
+        pass
+
+
+def run_of(images: Path, output: Path, listener: Listener | None = None, **settings: object):
+    return open_run(
+        "embed",
+        str(images),
+        str(output),
+        EmbedConfig.from_flat(dict(settings)),
+        update=False,
+        retry=(),
+        reporter=listener or Listener(),
+    )
+
+
+@pytest.fixture
+def images(tmp_path: Path, photos: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for path in sorted(photos.iterdir())[:3]:
+        shutil.copy(path, folder)
+    return folder
+
+
+@pytest.fixture
+def begun(tmp_path: Path, images: Path) -> Path:
+    """An output of a run that committed nothing."""
+    with run_of(images, tmp_path / "output") as run:
+        run.begin(Fingerprint(FIELDS), {"engine": {}})
+        run.finish()
+    return tmp_path / "output"
+
+
+def test_rows_of_other_numbers_are_refused_even_without_run_json(images, begun):
+    (begun / "data").mkdir(exist_ok=True)
+    (begun / "data" / "part-0.parquet").write_bytes(part([Row("/elsewhere/a.tar", 0, need=1)]))
+    (begun / "run.json").unlink()
+    message = "holds rows of fingerprint f, and this run would"
+    with pytest.raises(FingerprintError, match=message), run_of(images, begun) as run:
+        run.begin(Fingerprint(FIELDS), {})
+
+
+def test_storage_that_fails_at_the_end_is_an_outage(images, begun, monkeypatch):
+    def refuse() -> None:
+        raise StorageError("the bucket is gone")
+
+    def work() -> None:
+        with run_of(images, begun) as run:
+            run.begin(Fingerprint(FIELDS), {})
+            monkeypatch.setattr(run.ledger, "refresh", refuse)
+            run.finish()
+
+    with pytest.raises(OutageError, match="gone"):
+        work()
+    assert json.loads((begun / "run.json").read_text())["state"] == "failed"
+
+
+def test_an_unexpected_error_is_recorded(images, begun):
+    def work() -> None:
+        with run_of(images, begun) as run:
+            run.begin(Fingerprint(FIELDS), {})
+            raise KeyError("surprise")
+
+    with pytest.raises(KeyError):
+        work()
+    record = json.loads((begun / "run.json").read_text())
+    assert (record["state"], record["error"]) == ("failed", "'surprise'")
+
+
+def test_settings_of_the_listing_that_do_not_count_are_named(images, begun):
+    listener = Listener()
+    with run_of(images, begun, listener, limit=1) as run:
+        assert run.pending.num_rows == 3
+    assert listener.warnings == [
+        "limit differ from when the input was listed and do not count; --update lists it again"
+    ]
+
+
+def test_a_missing_mount_is_no_pile_of_missing_files(images, begun):
+    shutil.rmtree(images)
+    with pytest.raises(StorageError, match="does not exist"), run_of(images, begun):
+        pass
+
+
+def test_a_source_that_was_deleted_since_does_not_stop_the_run(images, begun):
+    next(images.iterdir()).unlink()
+    with run_of(images, begun) as run:
+        assert run.pending.num_rows == 3
+
+
+def test_status_reads_only_parts_with_failures(begun, monkeypatch):
+    record = json.loads((begun / "run.json").read_text())
+    resolved = {
+        "architecture": "efficientnet_b0",
+        "weights": "random:0",
+        "engine": {"engine": "torch", "precision": "fp32", "device": "cpu", "batch_size": 1},
+    }
+    (begun / "run.json").write_text(json.dumps({**record, "resolved": resolved}))
+    (begun / "data").mkdir(exist_ok=True)
+    good = [Row("/a.tar", 0), Row("/a.tar", 1, need=2)]
+    bad = [Row("/b.tar", 0, status="decode_error", need=1)]
+    (begun / "data" / "part-0.parquet").write_bytes(part(good))
+    (begun / "data" / "part-1.parquet").write_bytes(part(bad))
+    found = output_status(str(begun))
+    assert [(status, uri) for status, _, uri, _ in found.failures] == [("decode_error", "/b.tar")]
+    assert found.counts["records_by_status"] == {"ok": 2, "decode_error": 1}
+    assert found.num_parts == 2
