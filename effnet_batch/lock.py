@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import os
 import socket
 import threading
 import time
@@ -16,7 +15,7 @@ from typing import Any, Final, Self
 
 import psutil
 
-from effnet_batch.errors import EffnetBatchError, LockedError
+from effnet_batch.errors import EffnetBatchError, FetchError, LockedError
 from effnet_batch.storage import Storage
 
 HEARTBEAT_SECONDS: Final = 10.0
@@ -78,19 +77,42 @@ class OutputLock:
             else:
                 self._version = self.storage.replace(self.uri, self._content(), version)
         except FileExistsError as error:
-            raise LockedError(f"{self.uri} was taken by another run just now") from error
+            self._version = self._own_version()
+            if self._version is None:
+                raise LockedError(f"{self.uri} was taken by another run just now") from error
         _LOG.warning("took over the lock of run %s, which is gone", holder.run_id)
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
             try:
-                self._version = self.storage.replace(self.uri, self._content(), self._version or "")
-            except FileExistsError:
-                self.was_lost = True
-                _LOG.warning("the lock %s was taken over by another run", self.uri)
-                return
+                self._renew()
             except EffnetBatchError as error:
                 _LOG.warning("cannot renew the lock %s: %s", self.uri, error)
+            if self.was_lost:
+                _LOG.warning("the lock %s was taken over by another run", self.uri)
+                return
+
+    def _renew(self) -> None:
+        try:
+            self._version = self.storage.replace(self.uri, self._content(), self._version or "")
+        except FileExistsError:
+            version = self._own_version()
+            self.was_lost = version is None
+            self._version = version or self._version
+
+    def _own_version(self) -> str | None:
+        """Returns the version of the lock if it is ours all the same, else None.
+
+        A request that is sent again, since the answer to the first was lost, is refused because of
+        what the first has written.
+        """
+        try:
+            content, version = self.storage.read_with_version(self.uri)
+        except FetchError as error:
+            if error.error_type == "FileNotFoundError":
+                return None
+            raise
+        return version if _parse(content).run_id == self.run_id else None
 
     def _content(self) -> bytes:
         me = psutil.Process()
@@ -128,8 +150,6 @@ class Holder:
 
 
 def _is_alive(pid: int, started: float) -> bool:
-    if pid == os.getpid():
-        return True
     try:
         process = psutil.Process(pid)
         # A killed process stays as a zombie until its parent looks at it.

@@ -36,7 +36,8 @@ def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def storage() -> Storage:
+def storage(uri: str) -> Storage:
+    """Made once the server's environment is there, by which its connections are known."""
     return Storage(StorageOptions())
 
 
@@ -121,6 +122,16 @@ def test_the_lock_of_a_killed_run_on_this_host_is_taken_over_at_once(
             ),
             False,
         ),
+        # Neither is an earlier process of our own number, as in a container that was restarted.
+        (holder(host=socket.gethostname(), pid=os.getpid()), True),
+        (
+            holder(
+                host=socket.gethostname(),
+                pid=os.getpid(),
+                process_started=psutil.Process().create_time(),
+            ),
+            False,
+        ),
         (b"", True),
         (b'{"run_id": "cut sh', True),
         (b'{"something": "else"}', True),
@@ -130,9 +141,9 @@ def test_the_lock_of_a_killed_run_on_this_host_is_taken_over_at_once(
     ids=lambda value: str(value)[:60],
 )
 def test_a_lock_is_stale_when_its_process_or_its_heartbeat_is_gone(
-    storage: Storage, tmp_path: Path, content: bytes, is_stale: bool
+    tmp_path: Path, content: bytes, is_stale: bool
 ) -> None:
-    uri = str(tmp_path / "_lock.json")
+    storage, uri = Storage(), str(tmp_path / "_lock.json")
     storage.write(uri, content)
     with ExitStack() as stack:
         if is_stale:
@@ -191,6 +202,32 @@ def test_the_heartbeat_goes_on_and_notices_a_takeover(
         while not mine.was_lost:
             time.sleep(0.01)
     assert storage.read(uri) == taken, "the lock of another run must stay"
+
+
+class Forgetful(Storage):
+    """Loses the answers to its first two replacements, which are then refused when sent again."""
+
+    num_lost = 0
+
+    def replace(self, uri: str, data: bytes, version: str) -> str:
+        version = super().replace(uri, data, version)
+        if self.num_lost < 2:
+            self.num_lost += 1
+            raise FileExistsError(uri)
+        return version
+
+
+def test_a_lost_answer_is_no_takeover(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock_module, "HEARTBEAT_SECONDS", 0.05)
+    storage = Forgetful()
+    storage.write(uri, holder(heartbeat=0.0))
+    with OutputLock(storage, uri, "mine") as mine:
+        beats = {json.loads(storage.read(uri))["heartbeat"]}
+        while len(beats) < 4 and not mine.was_lost:
+            beats.add(json.loads(storage.read(uri))["heartbeat"])
+        assert storage.num_lost == 2
+        assert not mine.was_lost
+    assert not storage.exists(uri)
 
 
 def test_the_lock_goes_when_the_run_fails(storage: Storage, uri: str) -> None:

@@ -50,6 +50,8 @@ def test_a_read_is_one_get(s3: S3Server, s3_prefix: str, storage: Storage) -> No
     with pytest.raises(FetchError) as caught:
         storage.read(uri, etag=etag)
     assert (caught.value.error_type, caught.value.is_transient) == ("SourceChanged", False)
+    assert str(caught.value).startswith(f"{uri} was changed since it was listed (")
+    assert str(caught.value).endswith("; run with --update to take in the new one")
 
 
 @pytest.mark.parametrize(

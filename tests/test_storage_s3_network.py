@@ -1,8 +1,8 @@
 """S3 behind a network that fails: a proxy in front of the real server puts the faults in."""
 
 import http.client
+import re
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,8 +12,17 @@ from urllib.parse import urlsplit
 import pytest
 from s3_server import S3Server
 
+from effnet_batch.config import EmbedConfig
 from effnet_batch.errors import FetchError, OutageError, RecordError
-from effnet_batch.storage import ReadRequest, Storage, StorageOptions, pacing
+from effnet_batch.pipelines.run import storage_options
+from effnet_batch.storage import (
+    ReadRequest,
+    Storage,
+    StorageOptions,
+    dispatch,
+    pacing,
+    transport,
+)
 from effnet_batch.storage.s3_client import S3Client
 
 
@@ -204,13 +213,35 @@ def test_buckets_of_aws_are_addressed_as_botocore_does(
 
 def test_anonymous_requests_are_not_signed(s3: S3Server, s3_prefix: str, proxy: _Proxy) -> None:
     proxy.faults = [_Fault(200)]
-    Storage(StorageOptions(anonymous=True)).read(f"{s3_prefix}a.jpg")
+    options = storage_options(EmbedConfig.from_flat({"anonymous": True}))
+    Storage(options).read(f"{s3_prefix}a.jpg")
     assert "authorization" not in proxy.seen[0][2]
 
 
-def test_the_rate_is_bounded(s3: S3Server, s3_prefix: str) -> None:
+def test_without_credentials_the_way_to_read_public_buckets_is_named(
+    s3_prefix: str, proxy: _Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    with pytest.raises(OutageError) as caught:
+        Storage().read(f"{s3_prefix}a.jpg")
+    (flag,) = re.findall("--[a-z-]+", str(caught.value))
+    assert flag.removeprefix("--") in EmbedConfig.settings()
+    assert not proxy.seen
+
+
+def test_the_rate_is_bounded(s3: S3Server, s3_prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = s3.put(f"{_key(s3_prefix)}a.jpg", b"x")
+    pauses: list[float] = []
+
+    def new_limiter(per_second: float | None) -> pacing.RateLimiter:
+        return pacing.RateLimiter(per_second, clock=lambda: 0.0, sleep=pauses.append)
+
+    monkeypatch.setattr(transport, "RateLimiter", new_limiter)
+    monkeypatch.setattr(dispatch, "_backends", {})
     storage = Storage(StorageOptions(max_requests_per_second=10))
-    start = time.monotonic()
+    mark = s3.access_log.mark()
     assert storage.read_many([ReadRequest(uri)] * 14) == [b"x"] * 14
-    assert time.monotonic() - start >= 0.4  # ten at once, then a tenth of a second for each
+    assert len(s3.access_log.since(mark)) == 14
+    # All in the same moment: ten at once, then a tenth of a second more for each.
+    assert sorted(pauses) == pytest.approx([0.1, 0.2, 0.3, 0.4])

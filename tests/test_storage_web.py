@@ -105,6 +105,7 @@ def test_read_from_a_web_server(server: ThreadingHTTPServer) -> None:
     }
     results = storage.read_many([ReadRequest(f"{top}/status/{status}") for status in statuses])
     assert [_error(result) for result in results] == list(statuses.values())
+    assert str(results[3]).endswith("(HTTP status 412); run with --update to take in the new one")
     (loop,) = storage.read_many([ReadRequest(f"{top}/loop")])
     assert _error(loop) == ("TooManyRedirectsError", False)
     (endless,) = storage.read_many([ReadRequest(f"{top}/endless")], max_bytes=1 << 20)

@@ -49,6 +49,9 @@ class StorageSettings:
 
     endpoint_url: str | None = setting(None, "S3 endpoint, if not AWS's own or AWS_ENDPOINT_URL.")
     profile: str | None = setting(None, "AWS profile.")
+    anonymous: bool = setting(
+        False, "Send no credentials to S3, for public buckets; the output must then be elsewhere."
+    )
     requester_pays: bool = setting(False, "Pay for requests to requester-pays buckets.")
     kms_key_id: str | None = setting(None, "KMS key that encrypts what is written to S3.")
     max_requests_per_second: float | None = setting(

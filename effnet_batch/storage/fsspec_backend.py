@@ -11,7 +11,14 @@ import fsspec
 
 from effnet_batch.errors import FetchError, OutageError, StorageError, TooLargeError
 from effnet_batch.storage.globs import Glob, has_wildcard
-from effnet_batch.storage.objects import Backend, Body, ObjectInfo, ReadRequest, Span
+from effnet_batch.storage.objects import (
+    Backend,
+    Body,
+    ObjectInfo,
+    ReadRequest,
+    Span,
+    changed_error,
+)
 from effnet_batch.storage.uris import redact
 
 _PAGE_SIZE = 1000
@@ -66,11 +73,7 @@ class FsspecBackend(Backend):
                 found = self.info(request.uri)
                 size, etag = found.size_bytes, found.etag
                 if request.etag is not None and etag is not None and etag != request.etag:
-                    raise FetchError(
-                        f"{request.uri} was changed since it was listed",
-                        error_type="SourceChanged",
-                        is_transient=False,
-                    )
+                    raise changed_error(request.uri)
                 if span is None and max_bytes is not None and (size or 0) > max_bytes:
                     raise TooLargeError(
                         f"{request.uri} holds {size} bytes, over the limit of {max_bytes}"

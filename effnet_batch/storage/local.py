@@ -15,7 +15,14 @@ from typing import BinaryIO
 from effnet_batch.errors import FetchError, OutageError, StorageError, TooLargeError
 from effnet_batch.storage.atomic import create_file, replace_file, replace_file_if
 from effnet_batch.storage.globs import Glob, has_wildcard
-from effnet_batch.storage.objects import Backend, Body, ObjectInfo, ReadRequest, Span
+from effnet_batch.storage.objects import (
+    Backend,
+    Body,
+    ObjectInfo,
+    ReadRequest,
+    Span,
+    changed_error,
+)
 from effnet_batch.storage.uris import canonical_uri, local_path
 
 _PAGE_SIZE = 1000
@@ -329,12 +336,7 @@ def _check_version(descriptor: int, request: ReadRequest) -> None:
         return
     result = os.fstat(descriptor)
     if request.version != f"{_mtime_microseconds(result)}-{result.st_size}":
-        raise FetchError(
-            f"{request.uri} was changed since it was listed; run with --update to take in the "
-            "new one",
-            error_type="SourceChanged",
-            is_transient=False,
-        )
+        raise changed_error(request.uri)
 
 
 def _mtime_microseconds(result: os.stat_result) -> int:

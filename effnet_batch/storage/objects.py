@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from effnet_batch.errors import FetchError
+
 
 @dataclass(frozen=True, kw_only=True)
 class StorageOptions:
@@ -83,6 +85,21 @@ class ReadRequest:
 
     version: str | None = None
     """A local file must still be this one: its mtime in microseconds and size, ``"mtime-size"``."""
+
+
+def changed_error(uri: str, reason: str = "") -> FetchError:
+    """Returns the error of an object that is not the version that was listed.
+
+    Args:
+        uri: as it may be shown.
+        reason: what the storage answered.
+    """
+    answer = f" ({reason})" if reason else ""
+    return FetchError(
+        f"{uri} was changed since it was listed{answer}; run with --update to take in the new one",
+        error_type="SourceChanged",
+        is_transient=False,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from effnet_batch.storage.objects import (
     ReadRequest,
     Span,
     StorageOptions,
+    changed_error,
 )
 from effnet_batch.storage.s3_client import S3Client
 from effnet_batch.storage.s3_listing import Listing, parse_listing, unquoted
@@ -258,7 +259,7 @@ class S3Backend(Backend):
             case 404:
                 kind, what = "FileNotFoundError", "does not exist"
             case 412:
-                kind, what = "SourceChanged", "was changed since it was listed"
+                return changed_error(uri, str(refusal))
             case 403 if refusal.code == "InvalidObjectState":
                 what = "is archived and must be restored first"
             case 401 | 403:

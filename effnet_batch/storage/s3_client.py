@@ -142,7 +142,7 @@ class S3Client:
             raise OutageError(f"no AWS credentials: {redact(str(error))}") from None
         raise OutageError(
             "no AWS credentials found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
-            "AWS_PROFILE, or read a public bucket anonymously"
+            "AWS_PROFILE, or read a public bucket with --anonymous"
         )
 
     def _botocore(self) -> Any:

@@ -26,6 +26,7 @@ from effnet_batch.storage.objects import (
     ReadRequest,
     Span,
     StorageOptions,
+    changed_error,
 )
 from effnet_batch.storage.transport import Response, Target, Transport
 from effnet_batch.storage.uris import redact, split_signature
@@ -242,7 +243,7 @@ def _error(response: Response, uri: str) -> FetchError:
             # A list whose signatures have run out is an outage, one forbidden image is not.
             kind, what, is_transient = "PermissionError", "is forbidden", True
         case 412:
-            kind, what, is_transient = "SourceChanged", "was changed since it was listed", False
+            return changed_error(shown, f"HTTP status {response.status}")
         case _:
             kind, what, is_transient = "HTTPError", "cannot be read", True
     return FetchError(
