@@ -2,7 +2,7 @@
 
 from effnet_batch.config.base import JobConfig, load_toml
 from effnet_batch.config.embed import (
-    EmbedClusterSettings,
+    ClusterSettings,
     EmbedConfig,
     LimitSettings,
     ManifestConfig,
@@ -10,7 +10,7 @@ from effnet_batch.config.embed import (
     OutputSettings,
 )
 from effnet_batch.config.groups import (
-    ClusterSettings,
+    ActorSettings,
     EngineSettings,
     InputSettings,
     MediumSettings,
@@ -27,10 +27,10 @@ from effnet_batch.config.score import (
 )
 
 __all__ = [
+    "ActorSettings",
     "AggregationSettings",
     "CheckpointSettings",
     "ClusterSettings",
-    "EmbedClusterSettings",
     "EmbedConfig",
     "EngineSettings",
     "FaceDetectionSettings",

@@ -4,7 +4,7 @@ import dataclasses
 
 from effnet_batch.config.base import JobConfig, setting
 from effnet_batch.config.groups import (
-    ClusterSettings,
+    ActorSettings,
     EngineSettings,
     InputSettings,
     MediumSettings,
@@ -69,7 +69,7 @@ class OutputSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EmbedClusterSettings(ClusterSettings):
+class ClusterSettings(ActorSettings):
     """Where the work of the embedding job runs."""
 
     placement: str = setting(
@@ -89,7 +89,7 @@ class EmbedConfig(JobConfig):
     limits: LimitSettings = dataclasses.field(default_factory=LimitSettings)
     storage: StorageSettings = dataclasses.field(default_factory=StorageSettings)
     output: OutputSettings = dataclasses.field(default_factory=OutputSettings)
-    cluster: EmbedClusterSettings = dataclasses.field(default_factory=EmbedClusterSettings)
+    cluster: ClusterSettings = dataclasses.field(default_factory=ClusterSettings)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

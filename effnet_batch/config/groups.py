@@ -61,7 +61,7 @@ class StorageSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ClusterSettings:
+class ActorSettings:
     """Where the work runs."""
 
     address: str | None = setting(None, "Ray cluster; default: RAY_ADDRESS, else this machine.")

@@ -4,7 +4,7 @@ import dataclasses
 
 from effnet_batch.config.base import JobConfig, setting
 from effnet_batch.config.groups import (
-    ClusterSettings,
+    ActorSettings,
     EngineSettings,
     InputSettings,
     StorageSettings,
@@ -153,4 +153,4 @@ class ScoreConfig(JobConfig):
     limits: VideoLimitSettings = dataclasses.field(default_factory=VideoLimitSettings)
     storage: StorageSettings = dataclasses.field(default_factory=StorageSettings)
     output: VideoOutputSettings = dataclasses.field(default_factory=VideoOutputSettings)
-    cluster: ClusterSettings = dataclasses.field(default_factory=ClusterSettings)
+    cluster: ActorSettings = dataclasses.field(default_factory=ActorSettings)

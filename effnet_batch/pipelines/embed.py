@@ -67,7 +67,7 @@ def embed(
 
 
 def _embed_pending(run: Run, config: EmbedConfig, resolved: Resolved, nodes: Nodes) -> None:
-    placement = resolve_placement(config.cluster, resolved.engine, nodes, config.cluster.placement)
+    placement = resolve_placement(config.cluster, resolved.engine, nodes)
     task = EmbedTask(
         config=config,
         storage=run.storage.options,

@@ -9,7 +9,7 @@ import pyarrow as pa
 import ray.data
 from ray.util.annotations import RayDeprecationWarning
 
-from effnet_batch.config import ClusterSettings
+from effnet_batch.config import ActorSettings, ClusterSettings
 from effnet_batch.errors import ConfigError
 from effnet_batch.models.engine import EngineChoice
 from effnet_batch.pipelines.progress import poll_board, start_board
@@ -66,23 +66,22 @@ class Placement:
 
 
 def resolve_placement(
-    settings: ClusterSettings,
+    settings: ActorSettings,
     engine: EngineChoice,
     nodes: list[tuple[float, float]],
-    mode: str = "auto",
 ) -> Placement:
     """Fits the actors to the cluster.
 
     Args:
-        settings: what the user asked for.
+        settings: what the user asked for; a job that only runs fused has no ``placement``.
         engine: what runs the model; ``cuda`` needs GPUs.
         nodes: CPUs and GPUs of every node.
-        mode: ``fused``, ``split``, or ``auto``: split with a GPU.
 
     Raises:
         ConfigError: no node can hold an actor; says what is missing.
     """
     uses_gpu = engine.device == "cuda"
+    mode = settings.placement if isinstance(settings, ClusterSettings) else FUSED
     if mode == "auto":
         mode = SPLIT if uses_gpu else FUSED
     gpus = (settings.gpus_per_actor or 1.0) if uses_gpu else 0.0

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 
 import ray
 
-from effnet_batch.config import ClusterSettings, EngineSettings, JobConfig
+from effnet_batch.config import ActorSettings, EngineSettings, JobConfig
 from effnet_batch.errors import FingerprintError
 from effnet_batch.fingerprint import Fingerprint
 from effnet_batch.media.preprocess import Preprocessing
@@ -83,7 +83,7 @@ def resolved_run(
         ConfigError: the settings contradict each other, or no node can run them.
         FingerprintError: the output holds other numbers.
     """
-    with ray_session(config.group(ClusterSettings).address) as is_own_machine:
+    with ray_session(config.group(ActorSettings).address) as is_own_machine:
         nodes = cluster_cpus_and_gpus()
         stored = run.stored_resolution()
         if stored is None:

@@ -6,7 +6,7 @@ from typing import Any, Final
 import ray.data
 
 from effnet_batch.config import ScoreConfig
-from effnet_batch.pipelines.graphs import FUSED, Graph, Placement, resolve_placement, run_units
+from effnet_batch.pipelines.graphs import Graph, Placement, resolve_placement, run_units
 from effnet_batch.pipelines.pending import cut_units
 from effnet_batch.pipelines.progress import Reporter, Silent
 from effnet_batch.pipelines.resolution import Nodes, resolved_run
@@ -75,7 +75,7 @@ def score(
 
 
 def _score_pending(run: Run, config: ScoreConfig, resolved: ResolvedScoring, nodes: Nodes) -> None:
-    placement = resolve_placement(config.cluster, resolved.engine, nodes, FUSED)
+    placement = resolve_placement(config.cluster, resolved.engine, nodes)
     share = -(-run.pending.num_rows // (placement.num_actors * _UNITS_PER_ACTOR))
     task = ScoreTask(
         config=config,
