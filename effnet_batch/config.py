@@ -149,8 +149,10 @@ class ClusterSettings:
         "auto", "Decode beside the model, or in tasks.", choices=("auto", "fused", "split")
     )
     num_actors: int | None = setting(None, "Model actors; default: fill the cluster.", minimum=1)
-    cpus_per_actor: float | None = setting(None, "CPUs of one model actor.", minimum=1)
-    gpus_per_actor: float | None = setting(None, "GPUs of one model actor.", minimum=0)
+    cpus_per_actor: float | None = setting(
+        None, "CPUs of one model actor; below 1 for split placement only.", minimum=0.01
+    )
+    gpus_per_actor: float | None = setting(None, "GPUs of one model actor.", minimum=0.01)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

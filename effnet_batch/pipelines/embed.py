@@ -90,7 +90,7 @@ def _run(run: Run, config: EmbedConfig) -> None:
         run.reporter.message(describe(resolved, placement))
         board = start_board()
         with poll_board(board, run.reporter, run.num_pending_records(), run.take_incomplete):
-            for receipt in run_graph(iter(units), task, placement, board):
+            for receipt in run_graph(units, task, placement, board):
                 run.take(receipt)
 
 

@@ -23,6 +23,9 @@ from effnet_batch.pipelines.embed_workers import (
 
 _MAX_CPUS_PER_ACTOR: Final = 4
 """Beyond this, the lanes of one process wait for each other more than another model costs."""
+_CPUS_BESIDE_GPU: Final = 0.25
+"""What an actor that runs a GPU asks of its node's CPUs by default: decoders need the others."""
+_GRAINS: Final = 10_000
 _COMMITS_PER_ACTOR: Final = 2
 """Parts that are written at once while an actor makes the next."""
 _RETRIES: Final = 2
@@ -59,39 +62,88 @@ def resolve_placement(
         nodes: CPUs and GPUs of every node.
 
     Raises:
-        ConfigError: no node can hold an actor; says what is missing.
+        ConfigError: the actors do not fit, or leave nothing to decode with; says what is missing.
     """
     uses_gpu = engine.device == "cuda"
+    gpus = _gpus_per_actor(settings) if uses_gpu else 0.0
+    cpus = settings.cpus_per_actor
+    split_cpus = cpus or (_CPUS_BESIDE_GPU if uses_gpu else 1.0)
     mode = settings.placement
     if mode == "auto":
-        mode = "split" if uses_gpu else "fused"
-    gpus = (settings.gpus_per_actor or 1.0) if uses_gpu else 0.0
-    largest = max((cpus for cpus, node_gpus in nodes if node_gpus >= gpus), default=0.0)
-    cpus = settings.cpus_per_actor
-    if cpus is None:
-        cpus = 1.0 if mode == "split" else max(1.0, min(_MAX_CPUS_PER_ACTOR, largest // 1))
-    fitting = sum(_num_fitting(node, cpus, gpus) for node in nodes)
-    wanted = settings.num_actors
-    if mode == "split" and not uses_gpu and wanted is None:
-        # Decoding needs CPUs of its own, or the graph waits for ever.
-        wanted = max(1, fitting // 2)
-    if fitting < (wanted or 1):
+        can_split = uses_gpu and _num_beside_decoding(nodes, split_cpus, gpus) > 0
+        mode = "split" if can_split else "fused"
+    if mode == "split":
+        cpus = split_cpus
+    elif cpus is None:
+        largest = max((cpus for cpus, node_gpus in nodes if node_gpus >= gpus), default=0.0)
+        cpus = max(1.0, min(_MAX_CPUS_PER_ACTOR, largest // 1))
+    elif cpus < 1:
         raise ConfigError(
-            f"{wanted or 1} model actors of {cpus:g} CPUs and {gpus:g} GPUs do not fit: the "
-            f"cluster has room for {fitting} (nodes: "
-            + ", ".join(f"{c:g} CPUs and {g:g} GPUs" for c, g in nodes)
-            + "); lower num_actors, cpus_per_actor or gpus_per_actor, or add nodes"
+            f"a fused actor decodes beside the model and needs a whole CPU, got {cpus:g}; raise "
+            "--cpus-per-actor, or use --placement split"
         )
-    return Placement(mode, wanted or fitting, cpus, gpus)
+    fitting = sum(_num_fitting(node, cpus, gpus) for node in nodes)
+    room = _num_beside_decoding(nodes, cpus, gpus) if mode == "split" else fitting
+    wanted = settings.num_actors
+    if wanted is None:
+        # On CPUs alone, decoding takes about as many as the model.
+        wanted = max(1, room if uses_gpu or mode == "fused" else min(room, fitting // 2))
+    if wanted > room:
+        cluster = ", ".join(f"{c:g} CPUs and {g:g} GPUs" for c, g in nodes)
+        asked = f"{wanted} model actor(s) of {cpus:g} CPUs and {gpus:g} GPUs"
+        if wanted > fitting:
+            raise ConfigError(
+                f"{asked} do not fit: the cluster has room for {fitting} (nodes: {cluster}); lower "
+                "--num-actors, --cpus-per-actor or --gpus-per-actor, or add nodes"
+            )
+        raise ConfigError(
+            f"{asked} may leave no whole CPU of any node for decoding: split placement has room "
+            f"for {room} (nodes: {cluster}); lower --num-actors or --cpus-per-actor, use "
+            "--placement fused, or add CPUs"
+        )
+    return Placement(mode, wanted, cpus, gpus)
+
+
+def _gpus_per_actor(settings: ClusterSettings) -> float:
+    """Returns the GPUs of one actor: a share of one, or whole ones, as Ray lends them."""
+    gpus = 1.0 if settings.gpus_per_actor is None else settings.gpus_per_actor
+    if gpus > 1 and gpus % 1:
+        raise ConfigError(f"--gpus-per-actor above 1 must be a whole number, got {gpus:g}")
+    return gpus
 
 
 def _num_fitting(node: tuple[float, float], cpus: float, gpus: float) -> int:
-    by_cpu = int(node[0] // cpus)
-    return min(by_cpu, int(node[1] // gpus)) if gpus else by_cpu
+    """Returns how many actors a node holds; a share of a GPU is a share of a single one."""
+    by_cpu = _grains(node[0]) // _grains(cpus)
+    if not gpus:
+        return by_cpu
+    if gpus < 1:
+        return min(by_cpu, int(node[1]) * (_GRAINS // _grains(gpus)))
+    return min(by_cpu, int(node[1] // gpus))
+
+
+def _num_beside_decoding(nodes: list[tuple[float, float]], cpus: float, gpus: float) -> int:
+    """Returns how many actors leave a whole CPU of some node, wherever Ray puts them.
+
+    Decoding needs one, or the graph waits for ever.
+    """
+    num_exhausting = 0
+    for node in nodes:
+        spare = _grains(node[0]) - _GRAINS
+        exhausting = spare // _grains(cpus) + 1 if spare >= 0 else 0
+        if exhausting > _num_fitting(node, cpus, gpus):  # something always stays free here
+            return sum(_num_fitting(node, cpus, gpus) for node in nodes)
+        num_exhausting += exhausting
+    return max(0, num_exhausting - 1)
+
+
+def _grains(amount: float) -> int:
+    """Returns a resource in the ten-thousandths that Ray counts in, free of rounding."""
+    return round(amount * _GRAINS)
 
 
 def run_graph(
-    units: Iterator[pa.Table], task: EmbedTask, placement: Placement, board: Any
+    units: list[pa.Table], task: EmbedTask, placement: Placement, board: Any
 ) -> Iterator[dict[str, Any]]:
     """Runs the units and yields a receipt for every one as it is committed.
 
@@ -101,7 +153,7 @@ def run_graph(
         ray.exceptions.RayError: a worker raised or died too often.
     """
     # Of blocks Ray Data knows the sizes without starting a worker to look at them.
-    source = ray.data.from_blocks(list(units))
+    source = ray.data.from_blocks(units)
     graph = _fused if placement.mode == "fused" else _split
     with warnings.catch_warnings():
         # Retries have no named parameter yet.
@@ -163,7 +215,9 @@ def _actors(placement: Placement) -> dict[str, Any]:
         "zero_copy_batch": True,
         "compute": ray.data.ActorPoolStrategy(size=placement.num_actors),
         "num_cpus": placement.cpus_per_actor,
-        "num_gpus": placement.gpus_per_actor,
+        # Beside `num_gpus` Ray insists on a number of rows per call, to which it cuts and joins
+        # blocks; here a call takes a block as it was made.
+        "ray_remote_args_fn": lambda: {"num_gpus": placement.gpus_per_actor},
         # Restarts are free, so that many bad images may kill an actor each; tries of one unit
         # are not, so that one bad image cannot do it for ever.
         "max_restarts": -1,
