@@ -112,7 +112,7 @@ class FusedWorker:
                 progress.count(table)
         writer.close()
         progress.finish()
-        return receipt(writer, clock)
+        return receipt(writer, clock, ("read", "decode", "model", "write"))
 
 
 def decode_unit(unit: pa.Table, *, task: EmbedTask, board: Any) -> Iterator[pa.Table]:
@@ -167,7 +167,7 @@ def commit_rows(rows: pa.Table, *, task: EmbedTask) -> pa.Table:
     writer = _part_writer(task, _storage(task.storage), number, clock, first_index=place)
     writer.add(rows.select(task.columns.schema.names))
     writer.close()
-    return receipt(writer, clock)
+    return receipt(writer, clock, ("write",))
 
 
 def build_worker_engine(task: EmbedTask, *, num_streams: int) -> Engine:
@@ -220,12 +220,9 @@ def _part_writer(
     )
 
 
-def receipt(writer: PartWriter, clock: StageClock) -> pa.Table:
-    """Returns one row: what was committed and how long each stage took."""
-    seconds = {
-        f"{stage}_seconds": float(clock.seconds[stage])
-        for stage in ("read", "decode", "model", "write")
-    }
+def receipt(writer: PartWriter, clock: StageClock, stages: tuple[str, ...]) -> pa.Table:
+    """Returns one row: what was committed and how long each of the measured stages took."""
+    seconds = {f"{stage}_seconds": float(clock.seconds[stage]) for stage in stages}
     return pa.table({name: [value] for name, value in {**writer.totals, **seconds}.items()})
 
 
