@@ -106,8 +106,10 @@ def resolve(config: EmbedConfig) -> Resolved:
     model = load(config)
     info = model.weights_info
     assert info is not None
-    # Only a built engine knows what this machine can run, so what it cannot run is found here.
-    build_engine(model, info.preprocessing, **dataclasses.asdict(choice))
+    # Only a built engine knows what this machine can run, so what it cannot run is found here. Any
+    # CPU runs fp32, and building takes seconds.
+    if (choice.device, choice.precision) != ("cpu", "fp32"):
+        build_engine(model, info.preprocessing, **dataclasses.asdict(choice))
     return Resolved(
         weights=info.name,
         weights_sha256=info.sha256,
