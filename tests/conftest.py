@@ -6,6 +6,7 @@ S3Server``, ``from photographs import small_jpegs``.
 
 import os
 import shutil
+import signal
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ from s3_server import S3Server
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell starts what it puts into the background deaf to Ctrl-C; some tests press it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # Before any test module is imported: what the developer's shell says about clusters and clouds
     # must not decide what a test does, and Ray reads some of it on import.
     for name in list(os.environ):

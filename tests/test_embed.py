@@ -1,5 +1,6 @@
 """The embedding job from end to end: every kind of input, both placements, every option."""
 
+import gzip
 import io
 import json
 from collections.abc import Iterator
@@ -140,6 +141,7 @@ def write_shards(root: Path) -> dict[str, dict[str, tuple[int, str | None]]]:
     labelled.insert(1, ("a/00.cls", b"7"))
     (root / "one.tar").write_bytes(make_tar(labelled))
     (root / "two.tar.zst").write_bytes(zstandard.compress(make_tar(files)))
+    (root / "five.tar.gz").write_bytes(gzip.compress(make_tar(files)))
     (root / "three.zip").write_bytes(make_zip(files))
     rows = [{"bytes": data, "path": name} for name, data in files]
     images = pa.array(rows, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
@@ -152,6 +154,7 @@ def write_shards(root: Path) -> dict[str, dict[str, tuple[int, str | None]]]:
         "one.tar": {**plain, "a/00.jpg": (0, "7")},
         "two.tar.zst": plain,
         "three.zip": plain,
+        "five.tar.gz": plain,
         "four.parquet": {name: (index, str(index + 4)) for name, (index, _) in plain.items()},
     }
 

@@ -13,10 +13,14 @@ from pathlib import Path
 
 import psutil
 import pytest
+from embed_process import FAST_MODEL, EmbedProcess, read_rows
+from photographs import small_jpegs
+from s3_server import S3Server
 
 from effnet_batch import lock as lock_module
 from effnet_batch.errors import LockedError
 from effnet_batch.lock import STALE_SECONDS, OutputLock
+from effnet_batch.pipelines.verify import verify
 from effnet_batch.storage import Storage, StorageOptions, join
 
 HOLD = """
@@ -63,7 +67,8 @@ def holder(**changes: object) -> bytes:
         "host": "far-away",
         "pid": 1,
         "process_started": 0.0,
-        "heartbeat": time.time(),
+        # Fresh whenever the test comes to run.
+        "heartbeat": time.time() + 86_400,
     }
     return json.dumps({**values, **changes}).encode()
 
@@ -228,6 +233,31 @@ def test_a_lost_answer_is_no_takeover(uri: str, monkeypatch: pytest.MonkeyPatch)
         assert storage.num_lost == 2
         assert not mine.was_lost
     assert not storage.exists(uri)
+
+
+@pytest.mark.slow
+def test_of_two_embed_commands_into_one_output_the_second_is_told_and_the_first_ends(
+    s3: S3Server, s3_prefix: str, tmp_path: Path
+) -> None:
+    prefix = s3_prefix.split("/", 3)[3]
+    images = small_jpegs(12)
+    for index, data in enumerate(images):
+        s3.put(f"{prefix}in/{index:02}.jpg", data)
+    command = ("embed", f"{s3_prefix}in", f"{s3_prefix}out", *FAST_MODEL)
+    with EmbedProcess(s3, tmp_path, *command) as first:
+        first.wait_until(lambda: f"{prefix}out/_lock.json" in s3.keys(f"{prefix}out/"))
+        run_id = json.loads(s3.get(f"{prefix}out/_lock.json"))["run_id"]
+        with EmbedProcess(s3, tmp_path, *command) as second:
+            assert second.wait_alone() == 2, second.output
+            # Rich breaks lines where it likes.
+            assert f"is held by run {run_id}" in " ".join(second.output.split())
+        assert first.wait() == 0, first.output
+    report = verify(f"{s3_prefix}out", is_deep=True)
+    assert report.is_proven, report
+    assert (report.num_records, report.num_superseded) == (len(images), 0)
+    assert set(read_rows(s3, f"{prefix}out", ["run_id"])["run_id"].to_pylist()) == {run_id}
+    assert json.loads(s3.get(f"{prefix}out/run.json"))["state"] == "complete"
+    assert f"{prefix}out/_lock.json" not in s3.keys(f"{prefix}out/")
 
 
 def test_the_lock_goes_when_the_run_fails(storage: Storage, uri: str) -> None:

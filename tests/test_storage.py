@@ -194,6 +194,22 @@ def test_the_first_outage_ends_a_read_of_many(tmp_path: Path) -> None:
         Storage().read_many([ReadRequest(f"s3://bucket/{index}") for index in range(50)])
 
 
+def test_connections_are_known_by_the_credentials_they_have(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    early = Storage()
+    with monkeypatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "somebody")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        patch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        with pytest.raises(FetchError):  # opened only now, as somebody
+            Storage(StorageOptions(num_attempts=1)).read("s3://bucket/key")
+        early.exists("/")
+        early._backend("s3://bucket/key")
+    with pytest.raises(OutageError, match="no AWS credentials"):
+        Storage().read("s3://bucket/key")
+
+
 # Listing the disk
 
 

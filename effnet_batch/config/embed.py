@@ -72,6 +72,9 @@ class OutputSettings:
 class ClusterSettings(ActorSettings):
     """Where the work of the embedding job runs."""
 
+    cpus_per_actor: float | None = setting(
+        None, "CPUs of one model actor; below 1 for split placement only.", minimum=0.01
+    )
     placement: str = setting(
         "auto", "Decode beside the model, or in tasks.", choices=("auto", "fused", "split")
     )

@@ -67,4 +67,4 @@ class ActorSettings:
     address: str | None = setting(None, "Ray cluster; default: RAY_ADDRESS, else this machine.")
     num_actors: int | None = setting(None, "Model actors; default: fill the cluster.", minimum=1)
     cpus_per_actor: float | None = setting(None, "CPUs of one model actor.", minimum=1)
-    gpus_per_actor: float | None = setting(None, "GPUs of one model actor.", minimum=0)
+    gpus_per_actor: float | None = setting(None, "GPUs of one model actor.", minimum=0.01)

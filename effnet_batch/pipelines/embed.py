@@ -8,8 +8,9 @@ import pyarrow as pa
 from effnet_batch.config import EmbedConfig
 from effnet_batch.pipelines.embed_graphs import embed_graph
 from effnet_batch.pipelines.embed_workers import EmbedTask
-from effnet_batch.pipelines.graphs import Placement, resolve_placement, run_units
+from effnet_batch.pipelines.graphs import run_units
 from effnet_batch.pipelines.pending import cut_units
+from effnet_batch.pipelines.placement import Placement, resolve_placement
 from effnet_batch.pipelines.progress import Reporter, Silent
 from effnet_batch.pipelines.resolution import Nodes, resolved_run
 from effnet_batch.pipelines.resolve import Resolved, resolve

@@ -11,7 +11,8 @@ from effnet_batch.pipelines.embed_workers import (
     commit_rows,
     decode_unit,
 )
-from effnet_batch.pipelines.graphs import FUSED, RETRIES, Graph, Placement
+from effnet_batch.pipelines.graphs import RETRIES, Graph, actor_arguments
+from effnet_batch.pipelines.placement import FUSED, Placement
 
 _COMMITS_PER_ACTOR: Final = 2
 """Parts that are written at once while an actor makes the next."""
@@ -29,7 +30,7 @@ def _fused(
     return units.map_batches(
         FusedWorker,
         fn_constructor_kwargs={"task": task, "board": board},
-        **placement.actors(),
+        **actor_arguments(placement),
     )
 
 
@@ -51,7 +52,7 @@ def _split(
         max_retries=RETRIES,
     )
     encoded = decoded.map_batches(
-        EncodeWorker, fn_constructor_kwargs={"task": task}, **placement.actors()
+        EncodeWorker, fn_constructor_kwargs={"task": task}, **actor_arguments(placement)
     )
     return encoded.map_batches(
         cast("Any", commit_rows),

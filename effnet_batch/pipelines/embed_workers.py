@@ -147,7 +147,7 @@ def commit_rows(rows: pa.Table, *, task: EmbedTask) -> pa.Table:
     writer = part_writer(task, _storage(task.storage), number, clock, first_index=place)
     writer.add(rows.select(task.columns.schema.names))
     writer.close()
-    return receipt(writer, clock)
+    return receipt(writer, clock, ("write",))
 
 
 def build_worker_engine(task: EmbedTask, *, num_streams: int) -> Engine:

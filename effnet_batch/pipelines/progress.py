@@ -15,6 +15,7 @@ import ray.exceptions
 from effnet_batch.sink import num_failed
 
 _POLL_SECONDS: Final = 0.5
+_LAST_SECONDS: Final = 30
 _COUNT_EVERY_RECORDS: Final = 64
 
 
@@ -132,8 +133,12 @@ class UnitProgress:
 
 
 def start_board() -> Any:
-    """Returns the handle of a board that lives with the run and needs no CPU of its own."""
-    actor = ray.remote(num_cpus=0, max_restarts=-1)(ProgressBoard)
+    """Returns the handle of a board that lives with the run and needs no CPU of its own.
+
+    Where its process is killed it starts again with nothing counted, and calls wait for that: no
+    unit fails for it.
+    """
+    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(ProgressBoard)
     return actor.remote()
 
 
@@ -164,6 +169,8 @@ def poll_board(
                 continue
             on_incomplete(snapshot.incomplete)
             now = time.monotonic() - started
+            if history and snapshot.num_records < history[-1][1]:
+                history.clear()  # a unit or the board started again
             history.append((now, snapshot.num_records))
             del history[:-120]  # a minute
             rate = _rate(history)
@@ -182,7 +189,9 @@ def poll_board(
     thread.start()
     try:
         yield
-        on_incomplete(ray.get(board.snapshot.remote(), timeout=30).incomplete)
+        # All is committed by now; a board that does not answer must not make that a failure.
+        with contextlib.suppress(ray.exceptions.RayError):
+            on_incomplete(ray.get(board.snapshot.remote(), timeout=_LAST_SECONDS).incomplete)
     finally:
         stop.set()
         thread.join()

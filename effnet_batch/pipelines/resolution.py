@@ -154,6 +154,17 @@ def build_chosen_engine(
     return engine
 
 
+def check_runs(model: Backbone, preprocessing: Preprocessing, choice: EngineChoice) -> None:
+    """Finds out whether this machine can run a model as chosen, which only a built engine knows.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    # Any CPU runs fp32, and building takes seconds.
+    if (choice.device, choice.precision) != ("cpu", "fp32"):
+        build_engine(model, preprocessing, **dataclasses.asdict(choice))
+
+
 def check_sha256(name: str, found: str, expected: str) -> None:
     """Compares the file that a node has with the one that the run was resolved to.
 

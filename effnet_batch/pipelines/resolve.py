@@ -8,9 +8,14 @@ from effnet_batch.config import EmbedConfig
 from effnet_batch.fingerprint import Fingerprint
 from effnet_batch.media.preprocess import Preprocessing
 from effnet_batch.models.backbone import Backbone
-from effnet_batch.models.engine import EngineChoice, build_engine
+from effnet_batch.models.engine import EngineChoice
 from effnet_batch.models.weights import load_model
-from effnet_batch.pipelines.resolution import Resolution, choose_engine, library_versions
+from effnet_batch.pipelines.resolution import (
+    Resolution,
+    check_runs,
+    choose_engine,
+    library_versions,
+)
 from effnet_batch.pipelines.run import storage_options
 from effnet_batch.storage import Storage
 
@@ -95,8 +100,7 @@ def resolve(config: EmbedConfig) -> Resolved:
     model = load(config)
     info = model.weights_info
     assert info is not None
-    # Only a built engine knows what this machine can run, so what it cannot run is found here.
-    build_engine(model, info.preprocessing, **dataclasses.asdict(choice))
+    check_runs(model, info.preprocessing, choice)
     return Resolved(
         weights=info.name,
         weights_sha256=info.sha256,

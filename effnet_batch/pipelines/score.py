@@ -6,8 +6,9 @@ from typing import Any, Final
 import ray.data
 
 from effnet_batch.config import ScoreConfig
-from effnet_batch.pipelines.graphs import Graph, Placement, resolve_placement, run_units
+from effnet_batch.pipelines.graphs import Graph, actor_arguments, run_units
 from effnet_batch.pipelines.pending import cut_units
+from effnet_batch.pipelines.placement import Placement, resolve_placement
 from effnet_batch.pipelines.progress import Reporter, Silent
 from effnet_batch.pipelines.resolution import Nodes, resolved_run
 from effnet_batch.pipelines.run import Run, open_run
@@ -104,7 +105,7 @@ def _graph(task: ScoreTask, placement: Placement) -> Graph:
         return units.map_batches(
             ScoreWorker,
             fn_constructor_kwargs={"task": task, "board": board},
-            **placement.actors(),
+            **actor_arguments(placement),
         )
 
     return graph

@@ -12,9 +12,14 @@ from effnet_batch.media.faces import MODEL_SHA256, FaceSettings, load_model
 from effnet_batch.media.sampling import Clips, parse_sampling
 from effnet_batch.models.checkpoint_info import CheckpointInfo, Thresholds
 from effnet_batch.models.checkpoints import Checkpoint, load_checkpoint
-from effnet_batch.models.engine import EngineChoice, build_engine
+from effnet_batch.models.engine import EngineChoice
 from effnet_batch.models.forgery_registry import FORGERY_REGISTRY, PROTOCOLS
-from effnet_batch.pipelines.resolution import Resolution, choose_engine, library_versions
+from effnet_batch.pipelines.resolution import (
+    Resolution,
+    check_runs,
+    choose_engine,
+    library_versions,
+)
 from effnet_batch.pipelines.run import storage_options
 from effnet_batch.stages.look import ALL, WHICH_FACES, View
 from effnet_batch.storage import Storage
@@ -137,12 +142,7 @@ def resolve_scoring(config: ScoreConfig) -> ResolvedScoring:
         infos = [_laid_over(one.info, config) for one in loaded]
         thresholds = _thresholds([info.thresholds for info in infos], config)
         for checkpoint in loaded:
-            # Only a built engine knows what this machine can run.
-            build_engine(
-                checkpoint.model.encoder,
-                checkpoint.info.preprocessing,
-                **dataclasses.asdict(choice),
-            )
+            check_runs(checkpoint.model.encoder, checkpoint.info.preprocessing, choice)
         resolved = ResolvedScoring(
             checkpoints=tuple(
                 ResolvedCheckpoint(

@@ -56,10 +56,7 @@ class Storage:
     def __init__(self, options: StorageOptions | None = None) -> None:
         self.options = options or StorageOptions()
         # A process whose credentials change gets new connections with a new Storage.
-        environment = sorted(
-            item for item in os.environ.items() if item[0].startswith(_ENVIRONMENT_PREFIXES)
-        )
-        self._environment = hashlib.sha256(repr(environment).encode()).hexdigest()
+        self._environment = _digest_environment()
 
     def __reduce__(self) -> tuple[type["Storage"], tuple[StorageOptions]]:
         return Storage, (self.options,)
@@ -222,9 +219,20 @@ class Storage:
         backend = _backends.get(key)
         if backend is None:
             with _lock:
+                # Connections are opened with the environment of now, so they are known by it.
+                self._environment = _digest_environment()
+                key = (key[0], self.options, self._environment)
                 backend = _backends.get(key) or _new_backend(key[0], self.options)
                 _backends[key] = backend
         return backend
+
+
+def _digest_environment() -> str:
+    """Returns a digest of the variables that credentials come from."""
+    environment = sorted(
+        item for item in os.environ.items() if item[0].startswith(_ENVIRONMENT_PREFIXES)
+    )
+    return hashlib.sha256(repr(environment).encode()).hexdigest()
 
 
 def _map_in_order(

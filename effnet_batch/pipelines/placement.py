@@ -1,0 +1,128 @@
+"""Where the actors of a job run, with every ``auto`` resolved."""
+
+import dataclasses
+from typing import Final
+
+from effnet_batch.config import ActorSettings, ClusterSettings
+from effnet_batch.errors import ConfigError
+from effnet_batch.models.engine import EngineChoice
+
+FUSED: Final = "fused"
+SPLIT: Final = "split"
+
+_MAX_CPUS_PER_ACTOR: Final = 4
+"""Beyond this, the lanes of one process wait for each other more than another model costs."""
+_CPUS_BESIDE_GPU: Final = 0.25
+"""What an actor that runs a GPU asks of its node's CPUs by default: decoders need the others."""
+_GRAINS: Final = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where the work runs, with every ``auto`` resolved."""
+
+    mode: str
+    """``fused`` or ``split``."""
+    num_actors: int
+    cpus_per_actor: float
+    gpus_per_actor: float
+
+    @property
+    def num_lanes(self) -> int:
+        """Threads of a fused actor that decode and run the model."""
+        return max(1, int(self.cpus_per_actor))
+
+    def bounded(self, num_units: int) -> "Placement":
+        """Returns the placement with no more actors than there are units."""
+        return dataclasses.replace(self, num_actors=min(self.num_actors, num_units))
+
+
+def resolve_placement(
+    settings: ActorSettings, engine: EngineChoice, nodes: list[tuple[float, float]]
+) -> Placement:
+    """Fits the actors to the cluster.
+
+    Args:
+        settings: what the user asked for; a job that only runs fused has no ``placement``.
+        engine: what runs the model; ``cuda`` needs GPUs.
+        nodes: CPUs and GPUs of every node.
+
+    Raises:
+        ConfigError: the actors do not fit, or leave nothing to decode with; says what is missing.
+    """
+    uses_gpu = engine.device == "cuda"
+    gpus = _gpus_per_actor(settings) if uses_gpu else 0.0
+    cpus = settings.cpus_per_actor
+    split_cpus = cpus or (_CPUS_BESIDE_GPU if uses_gpu else 1.0)
+    mode = settings.placement if isinstance(settings, ClusterSettings) else FUSED
+    if mode == "auto":
+        can_split = uses_gpu and _num_beside_decoding(nodes, split_cpus, gpus) > 0
+        mode = SPLIT if can_split else FUSED
+    if mode == SPLIT:
+        cpus = split_cpus
+    elif cpus is None:
+        largest = max((cpus for cpus, node_gpus in nodes if node_gpus >= gpus), default=0.0)
+        cpus = max(1.0, min(_MAX_CPUS_PER_ACTOR, largest // 1))
+    elif cpus < 1:
+        raise ConfigError(
+            f"a fused actor decodes beside the model and needs a whole CPU, got {cpus:g}; raise "
+            "--cpus-per-actor, or use --placement split"
+        )
+    fitting = sum(_num_fitting(node, cpus, gpus) for node in nodes)
+    room = _num_beside_decoding(nodes, cpus, gpus) if mode == SPLIT else fitting
+    wanted = settings.num_actors
+    if wanted is None:
+        # On CPUs alone, decoding takes about as many as the model.
+        wanted = max(1, room if uses_gpu or mode == FUSED else min(room, fitting // 2))
+    if wanted > room:
+        cluster = ", ".join(f"{c:g} CPUs and {g:g} GPUs" for c, g in nodes)
+        asked = f"{wanted} model actor(s) of {cpus:g} CPUs and {gpus:g} GPUs"
+        if wanted > fitting:
+            raise ConfigError(
+                f"{asked} do not fit: the cluster has room for {fitting} (nodes: {cluster}); lower "
+                "--num-actors, --cpus-per-actor or --gpus-per-actor, or add nodes"
+            )
+        raise ConfigError(
+            f"{asked} may leave no whole CPU of any node for decoding: split placement has room "
+            f"for {room} (nodes: {cluster}); lower --num-actors or --cpus-per-actor, use "
+            "--placement fused, or add CPUs"
+        )
+    return Placement(mode, wanted, cpus, gpus)
+
+
+def _gpus_per_actor(settings: ActorSettings) -> float:
+    """Returns the GPUs of one actor: a share of one, or whole ones, as Ray lends them."""
+    gpus = 1.0 if settings.gpus_per_actor is None else settings.gpus_per_actor
+    if gpus > 1 and gpus % 1:
+        raise ConfigError(f"--gpus-per-actor above 1 must be a whole number, got {gpus:g}")
+    return gpus
+
+
+def _num_fitting(node: tuple[float, float], cpus: float, gpus: float) -> int:
+    """Returns how many actors a node holds; a share of a GPU is a share of a single one."""
+    by_cpu = _grains(node[0]) // _grains(cpus)
+    if not gpus:
+        return by_cpu
+    if gpus < 1:
+        return min(by_cpu, int(node[1]) * (_GRAINS // _grains(gpus)))
+    return min(by_cpu, int(node[1] // gpus))
+
+
+def _num_beside_decoding(nodes: list[tuple[float, float]], cpus: float, gpus: float) -> int:
+    """Returns how many actors leave a whole CPU of some node, wherever Ray puts them.
+
+    Decoding needs one, or the graph waits for ever.
+    """
+    num_exhausting = 0
+    for node in nodes:
+        spare = _grains(node[0]) - _GRAINS
+        exhausting = spare // _grains(cpus) + 1 if spare >= 0 else 0
+        if exhausting > _num_fitting(node, cpus, gpus):  # something always stays free here
+            return sum(_num_fitting(node, cpus, gpus) for node in nodes)
+        num_exhausting += exhausting
+    return max(0, num_exhausting - 1)
+
+
+def _grains(amount: float) -> int:
+    """Returns a resource in the ten-thousandths that Ray counts in, free of rounding."""
+    return round(amount * _GRAINS)
