@@ -28,9 +28,9 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(READY)
-	@$(BIN)/python jobs/demo.py prepare $(DEMO)
+	@$(BIN)/python docs/demo.py prepare $(DEMO)
 	$(BIN)/effnet-batch embed $(DEMO)/images $(DEMO)/embeddings --model efficientnet_lite0 --top-k 3
-	@$(BIN)/python jobs/demo.py show $(DEMO)
+	@$(BIN)/python docs/demo.py show $(DEMO)
 
 test: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q

@@ -1,7 +1,7 @@
 """The two ends of ``make demo``: photographs to embed, and a look at what came out.
 
-python jobs/demo.py prepare demo-output   # writes demo-output/images
-python jobs/demo.py show demo-output      # reads demo-output/embeddings
+python docs/demo.py prepare demo-output   # writes demo-output/images
+python docs/demo.py show demo-output      # reads demo-output/embeddings
 """
 
 import sys
