@@ -152,12 +152,12 @@ def retry(output: str, statuses: str, storage: dict[str, Any], console: Console)
 
 def _statuses(text: str) -> list[str]:
     from effnet_batch.errors import ConfigError
-    from effnet_batch.schema import STATUS_OK, STATUSES
+    from effnet_batch.pipelines.checks import check_retry
 
     names = [name.strip() for name in text.split(",") if name.strip()]
-    failed = [name for name in STATUSES if name != STATUS_OK]
-    if unknown := [name for name in names if name not in failed]:
-        raise ConfigError(f"unknown status {unknown[0]!r}; allowed are {', '.join(failed)}")
+    if not names:
+        raise ConfigError("--status names no status")
+    check_retry(names)
     return names
 
 
@@ -226,7 +226,13 @@ def verify(output: str, deep: bool, storage: dict[str, Any], console: Console) -
 
 @main.command()
 @click.argument("output")
-@click.option("--failures", default=10, show_default=True, help="How many failed records to list.")
+@click.option(
+    "--failures",
+    type=click.IntRange(min=0),
+    default=10,
+    show_default=True,
+    help="How many failed records to list.",
+)
 @storage_flags
 @_command
 def status(output: str, failures: int, storage: dict[str, Any], console: Console) -> None:

@@ -12,8 +12,12 @@ import threading
 from collections.abc import Iterator
 from typing import Final, TextIO
 
-_NOISE: Final = re.compile(rb"^\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ [IWE] \d+ \d+\] ")
-"""How Ray's core begins a line below the level of a fatal error."""
+_NOISE: Final = re.compile(
+    rb"^\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ [IWE] \d+ \d+\] "
+    rb"|^(\x1b\[\d+m)?\(raylet[^)]*\)"
+    rb"|^[^ ]+ [^ ]+\t(WARNING|ERROR) streaming_executor"
+)
+"""How Ray's core begins a line below the level of a fatal error, and what it says of workers."""
 
 
 @contextlib.contextmanager

@@ -8,10 +8,19 @@ import pytest
 from committed_parts import Row, part
 
 from effnet_batch.config import EmbedConfig
-from effnet_batch.errors import FingerprintError, OutageError, StorageError
+from effnet_batch.errors import (
+    ConfigError,
+    FingerprintError,
+    InputError,
+    OutageError,
+    StorageError,
+)
 from effnet_batch.fingerprint import Fingerprint
+from effnet_batch.manifest import build_manifest
 from effnet_batch.pipelines.maintain import output_status
 from effnet_batch.pipelines.run import open_run
+from effnet_batch.pipelines.session import ray_session
+from effnet_batch.storage import Storage
 
 FIELDS = {"weights_sha256": "abc"}
 
@@ -32,14 +41,22 @@ class Listener:
         pass
 
 
-def run_of(images: Path, output: Path, listener: Listener | None = None, **settings: object):
+def run_of(
+    images: Path,
+    output: Path,
+    listener: Listener | None = None,
+    *,
+    update: bool = False,
+    retry: object = (),
+    **settings: object,
+):
     return open_run(
         "embed",
         str(images),
         str(output),
         EmbedConfig.from_flat(dict(settings)),
-        update=False,
-        retry=(),
+        update=update,
+        retry=retry,
         reporter=listener or Listener(),
     )
 
@@ -136,3 +153,58 @@ def test_status_reads_only_parts_with_failures(begun, monkeypatch):
     assert [(status, uri) for status, _, uri, _ in found.failures] == [("decode_error", "/b.tar")]
     assert found.counts["records_by_status"] == {"ok": 2, "decode_error": 1}
     assert found.num_parts == 2
+
+
+@pytest.mark.parametrize("damage", ["marker", "part"])
+def test_update_lists_anew_what_a_damaged_manifest_held(images, begun, damage):
+    part_of_manifest = next((begun / "manifest").glob("part-*"))
+    damaged = begun / "manifest" / "_complete.json" if damage == "marker" else part_of_manifest
+    damaged.write_bytes(b"")
+    with pytest.raises(InputError, match="--update"), run_of(images, begun):
+        pass
+    with run_of(images, begun, update=True) as run:
+        assert run.pending.num_rows == 3
+
+
+@pytest.mark.parametrize("content", ["", "null", "5", "[]", '{"job": "embed"}'])
+def test_a_damaged_run_json_says_what_to_do(images, begun, content):
+    (begun / "run.json").write_text(content)
+    with pytest.raises(InputError, match="is damaged; delete it and run the job again"):
+        output_status(str(begun))
+    with pytest.raises(InputError, match="is damaged; delete it"), run_of(images, begun):
+        pass
+    (begun / "run.json").unlink()
+    with run_of(images, begun) as run:
+        assert run.pending.num_rows == 3
+
+
+@pytest.mark.parametrize(
+    ("retry", "message"),
+    [
+        (["bogus"], "unknown status 'bogus'; allowed are fetch_error"),
+        (["ok"], "unknown status 'ok'"),
+        ("decode_error", "retry must be a list of statuses, got 'decode_error'"),
+    ],
+)
+def test_only_failures_are_retried(images, begun, retry, message):
+    with pytest.raises(ConfigError, match=message), run_of(images, begun, retry=retry):
+        pass
+
+
+def test_an_output_is_not_its_own_input(images):
+    with pytest.raises(ConfigError, match="the same folder"), run_of(images, images):
+        pass
+
+
+def test_another_output_in_the_same_folder_is_no_shard(images, begun):
+    shutil.copytree(begun, images / "first")
+    (images / "first" / "data").mkdir(exist_ok=True)
+    name = "part-20260102T030405-abc123-000000-0000.parquet"
+    (images / "first" / "data" / name).write_bytes(part([Row("/a.tar", 0, need=1)]))
+    assert build_manifest(str(images), Storage()).num_rows == 3
+
+
+def test_an_address_where_nothing_listens_is_refused_at_once():
+    message = r"no Ray cluster at 127\.0\.0\.1:9: .*refused"
+    with pytest.raises(ConfigError, match=message), ray_session("127.0.0.1:9"):
+        pass

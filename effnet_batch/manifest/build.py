@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import ipaddress
+import re
 import socket
 from collections.abc import Iterator
 from typing import Final
@@ -21,6 +22,11 @@ from effnet_batch.storage import ObjectInfo, Storage, canonical_uri, redact, sch
 from effnet_batch.storage.hosts import is_public
 from effnet_batch.storage.uris import LOCAL, WEB_SCHEMES, split_signature
 
+_OWN_FILES: Final = re.compile(
+    r"/data/part-\d{8}T\d{6}-[0-9a-f]{6}-\d{6,}-\d{4,}\.parquet$"
+    r"|/manifest/part-[0-9a-f]{8}-\d{5}\.parquet$"
+)
+"""Parts of an output and of its manifest, which are no shards of images."""
 _MAX_BAD_LINES: Final = 10
 _MAX_SHOWN_CHARS: Final = 200
 _PRIVATE_NAMES: Final = ("localhost", "internal", "local")
@@ -210,6 +216,9 @@ def _add_listing(
     for page in storage.list(uri, recursive=recursive):
         for info in page:
             if excluded is not None and info.uri.startswith(f"{excluded.rstrip('/')}/"):
+                continue
+            if _OWN_FILES.search(info.uri):  # of another output in the same folder
+                columns.skip(info.uri)
                 continue
             is_other = medium_of(path_of(info.uri)) not in (None, medium)
             found = None if is_other else kind_of(info.uri, medium) or kind

@@ -1,5 +1,6 @@
 """Keeping a manifest: written as a whole or not at all, read, updated, sampled."""
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -151,10 +152,12 @@ def write_manifest(
         update: bring the manifest that is there up to date, as `update_manifest` does, instead of
             replacing it.
     """
-    if update and has_manifest(storage, output):
-        change = update_manifest(read_manifest(storage, output), table)
-    else:
-        change = update_manifest(table.slice(0, 0), table)
+    old = table.slice(0, 0)
+    if update:
+        # A damaged one counts as none: what is done stands in the parts.
+        with contextlib.suppress(InputError):
+            old = read_manifest(storage, output)
+    change = update_manifest(old, table)
     replace_manifest(storage, output, change.table)
     return change
 

@@ -1,10 +1,12 @@
 """A look at the sources before any cluster is started: what cannot work is said at once."""
 
+from collections.abc import Sequence
 from typing import Final
 
 import pyarrow as pa
 
-from effnet_batch.errors import FetchError, OutageError, StorageError
+from effnet_batch.errors import ConfigError, FetchError, OutageError, StorageError
+from effnet_batch.schema import STATUS_OK, STATUSES
 from effnet_batch.storage import Storage, canonical_uri, scheme_of
 from effnet_batch.storage.uris import LOCAL, WEB_SCHEMES
 
@@ -13,6 +15,20 @@ _MAX_PLACES: Final = 16
 _MAX_LOCAL: Final = 3
 _ANSWERS: Final = ("HTTPError", "PermissionError")
 """Errors of one object that show that its bucket or host answers."""
+
+
+def check_retry(statuses: Sequence[str]) -> None:
+    """Checks what a caller wants to be done again.
+
+    Raises:
+        ConfigError: a status is unknown or no failure.
+    """
+    failed = [name for name in STATUSES if name != STATUS_OK]
+    if isinstance(statuses, str):
+        raise ConfigError(f"retry must be a list of statuses, got {statuses!r}")
+    for name in statuses:
+        if name not in failed:
+            raise ConfigError(f"unknown status {name!r}; allowed are {', '.join(failed)}")
 
 
 def check_sources(pending: pa.Table, input: str, storage: Storage, *, is_resumed: bool) -> None:

@@ -208,7 +208,8 @@ def _listed(room: Storage, uri_list: str) -> list[str]:
         raise InputError(f"cannot read the list of URIs: {error}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{uri_list} is not UTF-8 text: {error}") from error
-    lines = (line.strip() for line in text.splitlines())
+    # Only line feeds end a line: names may hold the other characters that end one elsewhere.
+    lines = (line.strip() for line in text.removeprefix("\ufeff").split("\n"))
     return [canonical_uri(line) for line in lines if line and not line.startswith("#")]
 
 

@@ -32,7 +32,7 @@ from effnet_batch.manifest import (
     summarize,
     write_manifest,
 )
-from effnet_batch.pipelines.checks import check_sources
+from effnet_batch.pipelines.checks import check_retry, check_sources
 from effnet_batch.pipelines.failures import cause_of
 from effnet_batch.pipelines.pending import pending_sources
 from effnet_batch.pipelines.progress import Reporter
@@ -320,6 +320,9 @@ def open_run(
     """
     storage = Storage(storage_options(config))
     source, root = canonical_uri(input), canonical_uri(output)
+    if source == root:
+        raise ConfigError(f"INPUT and OUTPUT are the same folder: {root}")
+    check_retry(retry)
     storage.check_writable(root)
     if not _is_known_output(storage, root) or update:
         storage.check_readable(input if split_signature(input)[1] else source)

@@ -5,8 +5,10 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import threading
 from collections.abc import Iterator
+from typing import Final
 
 import psutil
 import ray
@@ -15,6 +17,8 @@ from ray._raylet import Config, setproctitle  # type: ignore[attr-defined]
 
 from effnet_batch.errors import ConfigError, JobError
 from effnet_batch.storage import redact
+
+_CONNECT_SECONDS: Final = 5.0
 
 
 @contextlib.contextmanager
@@ -39,6 +43,7 @@ def ray_session(address: str | None) -> Iterator[bool]:
     _hide_secrets_of_command_line()
     address = address or os.environ.get("RAY_ADDRESS")
     if address:
+        _check_answers(address)
         try:
             with _kept_sigterm():
                 ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
@@ -53,6 +58,21 @@ def ray_session(address: str | None) -> Iterator[bool]:
         yield not address
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Refuses an address where nothing listens, which Ray would wait for without a word.
+
+    Raises:
+        ConfigError: nothing listens there.
+    """
+    host, separator, port = address.rpartition("://")[2].partition("/")[0].rpartition(":")
+    if not separator or not port.isdigit():
+        return  # such as "auto", or a mistake that Ray itself names
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"no Ray cluster at {address}: {error}") from error
 
 
 def _start_cluster() -> None:
@@ -77,9 +97,16 @@ def _start_cluster() -> None:
 def _kept_sigterm() -> Iterator[None]:
     """Keeps the handler of SIGTERM, which Ray replaces by one that ends without a word."""
     handler = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    except SystemExit as error:
+        # Ray's own handler, which stands while it starts, exits with the signal's number.
+        if error.code == signal.SIGTERM:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _hide_secrets_of_command_line() -> None:

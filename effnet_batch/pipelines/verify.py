@@ -16,6 +16,7 @@ from effnet_batch.sink import OutputPaths
 from effnet_batch.storage import Storage, StorageOptions, canonical_uri
 
 _MAX_LISTED = 1_000
+_RUN_FIELDS = {"job", "input", "fingerprint", "state"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,11 +92,16 @@ def load_run(storage: Storage, paths: OutputPaths) -> dict[str, Any]:
         InputError: it is missing or damaged.
     """
     try:
-        return dict(json.loads(storage.read(paths.run)))
+        run = json.loads(storage.read(paths.run))
     except RecordError as error:
         raise InputError(f"{paths.root} is no output of effnet-batch: {error}") from error
-    except ValueError as error:
-        raise InputError(f"{paths.run} is damaged: {error}") from error
+    except ValueError:
+        run = None
+    if not isinstance(run, dict) or not run.keys() >= _RUN_FIELDS:
+        raise InputError(
+            f"{paths.run} is damaged; delete it and run the job again, which renews it"
+        )
+    return run
 
 
 def load_manifest(storage: Storage, paths: OutputPaths) -> pa.Table:
