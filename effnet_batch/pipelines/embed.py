@@ -19,7 +19,8 @@ from effnet_batch.pipelines.summary import RunSummary
 
 _MAX_ROWS_PER_PART = 5_000
 _MIN_ROWS_PER_PART = 128
-_UNITS_PER_ACTOR = 8
+_UNITS_PER_ACTOR = 4
+"""Few units let an actor run on; with fewer still, the last ones would leave others idle."""
 
 
 def embed(
@@ -94,7 +95,10 @@ def describe(resolved: Resolved, placement: Placement) -> str:
 
 
 def _rows_per_part(pending: pa.Table, config: EmbedConfig, placement: Placement) -> int:
-    """Returns how many sources make a part: enough to be no crumb, few enough to lose little."""
+    """Returns how many sources make a part: enough to be no crumb, few enough to lose little.
+
+    Between two units an actor's lanes stand still for some tenths of a second.
+    """
     if config.output.rows_per_part is not None:
         return config.output.rows_per_part
     share: int = -(-pending.num_rows // (placement.num_actors * _UNITS_PER_ACTOR))
