@@ -30,15 +30,15 @@ def nodes(*sizes: tuple[int, int]) -> list[tuple[float, float]]:
 @pytest.mark.parametrize(
     ("engine", "sizes", "settings", "expected"),
     [
-        # CPUs alone: fused, actors of at most four.
+        # CPUs alone: fused, an actor for every core.
         (CPU, [(1, 0)], {}, Placement("fused", 1, 1, 0)),
-        (CPU, [(2, 0)], {}, Placement("fused", 1, 2, 0)),
-        (CPU, [(8, 0)], {}, Placement("fused", 2, 4, 0)),
-        (CPU, [(6, 0), (3, 0)], {}, Placement("fused", 1, 4, 0)),
+        (CPU, [(2, 0)], {}, Placement("fused", 2, 1, 0)),
+        (CPU, [(8, 0)], {}, Placement("fused", 8, 1, 0)),
+        (CPU, [(6, 0), (3, 0)], {}, Placement("fused", 9, 1, 0)),
         (CPU, [(8, 0)], {"cpus_per_actor": 2.0}, Placement("fused", 4, 2, 0)),
-        (CPU, [(8, 0)], {"num_actors": 1}, Placement("fused", 1, 4, 0)),
+        (CPU, [(8, 0)], {"num_actors": 1}, Placement("fused", 1, 1, 0)),
         # GPUs that the engine does not use change nothing.
-        (CPU, [(8, 2)], {"gpus_per_actor": 1.0}, Placement("fused", 2, 4, 0)),
+        (CPU, [(8, 2)], {"gpus_per_actor": 1.0}, Placement("fused", 8, 1, 0)),
         # Split on CPUs: half of them decode, and never none.
         (CPU, [(2, 0)], {"placement": "split"}, Placement("split", 1, 1, 0)),
         (CPU, [(8, 0)], {"placement": "split"}, Placement("split", 4, 1, 0)),

@@ -10,8 +10,10 @@ from effnet_batch.models.engine import EngineChoice
 FUSED: Final = "fused"
 SPLIT: Final = "split"
 
-_MAX_CPUS_PER_ACTOR: Final = 4
-"""Beyond this, the lanes of one process wait for each other more than another model costs."""
+_CPUS_PER_CPU_ACTOR: Final = 1
+"""One process per core: lanes of one process wait for each other's interpreter lock."""
+_MAX_CPUS_BESIDE_FUSED_GPU: Final = 4
+"""Beyond this, the lanes of one process wait for each other more than they decode."""
 _CPUS_BESIDE_GPU: Final = 0.25
 """What an actor that runs a GPU asks of its node's CPUs by default: decoders need the others."""
 _GRAINS: Final = 10_000
@@ -62,7 +64,8 @@ def resolve_placement(
         cpus = split_cpus
     elif cpus is None:
         largest = max((cpus for cpus, node_gpus in nodes if node_gpus >= gpus), default=0.0)
-        cpus = max(1.0, min(_MAX_CPUS_PER_ACTOR, largest // 1))
+        most = _MAX_CPUS_BESIDE_FUSED_GPU if uses_gpu else _CPUS_PER_CPU_ACTOR
+        cpus = max(1.0, min(most, largest // 1))
     elif cpus < 1:
         raise ConfigError(
             f"a fused actor decodes beside the model and needs a whole CPU, got {cpus:g}; raise "
