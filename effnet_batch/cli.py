@@ -73,8 +73,8 @@ def _interrupt(*_: object) -> NoReturn:
 
 
 @main.command()
-@click.argument("input")
-@click.argument("output")
+@click.argument("input", required=False)
+@click.argument("output", required=False)
 @config_options("embed")
 @click.option("--update", is_flag=True, help="List INPUT again; take in what is new or changed.")
 @_command
@@ -96,8 +96,8 @@ def embed(input: str, output: str, update: bool, settings: dict[str, Any], conso
 
 
 @main.command()
-@click.argument("input")
-@click.argument("output")
+@click.argument("input", required=False)
+@click.argument("output", required=False)
 @config_options("score")
 @click.option("--update", is_flag=True, help="List INPUT again; take in what is new or changed.")
 @_command

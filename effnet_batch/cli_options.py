@@ -23,11 +23,15 @@ _CONFIGS: dict[str, type[JobConfig]] = {
     "score": ScoreConfig,
 }
 
+_PLACES = ("input", "output")
+"""Arguments of commands that a file of settings may name too; no setting is called like them."""
+
 
 def config_options(job: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Adds a flag per setting of a job, and ``--config FILE.toml``.
 
-    The command gets ``settings``: the file's values with the given flags laid over them.
+    The command gets ``settings``: the file's values with the given flags laid over them. Its
+    arguments ``input`` and ``output`` may stand in the file instead.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -37,15 +41,15 @@ def config_options(job: str) -> Callable[[Callable[..., Any]], Callable[..., Any
         def run(**kwargs: Any) -> Any:
             path = kwargs.pop("config")
             given = {
-                name: value
-                for name in fields
-                # `input` and `output` are arguments, and no setting is named like them.
-                if (value := kwargs.pop(name)) not in (None, ())
+                name: value for name in fields if (value := kwargs.pop(name)) not in (None, ())
             }
             try:
                 settings = {**(load_toml(path) if path else {}), **given}
             except ConfigError as error:
                 raise click.UsageError(str(error)) from error
+            for name in _PLACES:
+                if name in kwargs:
+                    kwargs[name] = _place(name, kwargs[name], settings.pop(name, None))
             return function(settings=settings, **kwargs)
 
         decorated: Callable[..., Any] = run
@@ -56,6 +60,17 @@ def config_options(job: str) -> Callable[[Callable[..., Any]], Callable[..., Any
         )
 
     return decorate
+
+
+def _place(name: str, argument: str | None, in_file: object) -> str:
+    """Returns INPUT or OUTPUT, from the command line or else from the file."""
+    place = argument or in_file
+    if not isinstance(place, str) or not place:
+        raise click.UsageError(
+            f'{name.upper()} is missing; name it on the command line, or as {name} = "..." in the '
+            f"file of --config"
+        )
+    return place
 
 
 def storage_flags(function: Callable[..., Any]) -> Callable[..., Any]:
