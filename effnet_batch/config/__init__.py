@@ -19,12 +19,10 @@ from effnet_batch.config.groups import (
 from effnet_batch.config.score import (
     AggregationSettings,
     CheckpointSettings,
-    FaceDetectionSettings,
-    SamplingSettings,
     ScoreConfig,
     ThresholdSettings,
-    VideoLimitSettings,
 )
+from effnet_batch.config.video import FaceDetectionSettings, SamplingSettings, VideoLimitSettings
 
 __all__ = [
     "ActorSettings",

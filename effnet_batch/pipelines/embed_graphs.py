@@ -11,7 +11,7 @@ from effnet_batch.pipelines.embed_workers import (
     commit_rows,
     decode_unit,
 )
-from effnet_batch.pipelines.graphs import RETRIES, Graph, actor_arguments
+from effnet_batch.pipelines.graphs import RETRIES, Graph, actor_arguments, actor_graph
 from effnet_batch.pipelines.placement import FUSED, Placement
 
 _COMMITS_PER_ACTOR: Final = 2
@@ -20,18 +20,9 @@ _COMMITS_PER_ACTOR: Final = 2
 
 def embed_graph(task: EmbedTask, placement: Placement) -> Graph:
     """Returns the graph of the placement's mode."""
-    graph = _fused if placement.mode == FUSED else _split
-    return lambda units, board: graph(units, task, placement, board)
-
-
-def _fused(
-    units: ray.data.Dataset, task: EmbedTask, placement: Placement, board: Any
-) -> ray.data.Dataset:
-    return units.map_batches(
-        FusedWorker,
-        fn_constructor_kwargs={"task": task, "board": board},
-        **actor_arguments(placement),
-    )
+    if placement.mode == FUSED:
+        return actor_graph(FusedWorker, task, placement)
+    return lambda units, board: _split(units, task, placement, board)
 
 
 def _split(

@@ -11,6 +11,7 @@ from ray.util.annotations import RayDeprecationWarning
 from effnet_batch.pipelines.placement import Placement
 from effnet_batch.pipelines.progress import poll_board, start_board
 from effnet_batch.pipelines.run import Run
+from effnet_batch.pipelines.units import Task
 
 RETRIES: Final = 2
 """A task is tried three times: as it is, then twice with its sources isolated."""
@@ -38,6 +39,19 @@ def actor_arguments(placement: Placement) -> dict[str, Any]:
         "max_restarts": -1,
         "max_task_retries": _ACTOR_RETRIES,
     }
+
+
+def actor_graph(worker: type, task: Task, placement: Placement) -> Graph:
+    """Returns the graph of one step: an actor does all that is to be done with a unit."""
+
+    def graph(units: ray.data.Dataset, board: Any) -> ray.data.Dataset:
+        return units.map_batches(
+            worker,
+            fn_constructor_kwargs={"task": task, "board": board},
+            **actor_arguments(placement),
+        )
+
+    return graph
 
 
 def run_units(run: Run, units: list[pa.Table], graph: Graph) -> None:

@@ -3,24 +3,18 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
-import ray.data
-
 from effnet_batch.config import ScoreConfig
-from effnet_batch.pipelines.graphs import Graph, actor_arguments, run_units
-from effnet_batch.pipelines.pending import cut_units
-from effnet_batch.pipelines.placement import Placement, resolve_placement
+from effnet_batch.pipelines.placement import resolve_placement
 from effnet_batch.pipelines.progress import Reporter, Silent
 from effnet_batch.pipelines.resolution import Nodes, resolved_run
 from effnet_batch.pipelines.run import Run, open_run
 from effnet_batch.pipelines.score_resolve import ResolvedScoring, resolve_scoring
 from effnet_batch.pipelines.score_workers import ScoreTask, ScoreWorker
 from effnet_batch.pipelines.summary import RunSummary
+from effnet_batch.pipelines.videos import run_videos
 from effnet_batch.schema import KIND_VIDEO
 
 JOB: Final = "score"
-
-_MAX_VIDEOS_PER_PART: Final = 64
-_UNITS_PER_ACTOR: Final = 4
 
 
 def score(
@@ -76,36 +70,8 @@ def score(
 
 
 def _score_pending(run: Run, config: ScoreConfig, resolved: ResolvedScoring, nodes: Nodes) -> None:
-    placement = resolve_placement(config.cluster, resolved.engine, nodes)
-    share = -(-run.pending.num_rows // (placement.num_actors * _UNITS_PER_ACTOR))
-    task = ScoreTask(
-        config=config,
-        storage=run.storage.options,
-        output=run.paths.root,
-        run_id=run.run_id,
-        resolved=resolved,
-        num_lanes=placement.num_lanes,
-        rows_per_part=config.output.rows_per_part or _MAX_VIDEOS_PER_PART,
-    )
-    units = list(cut_units(run.pending, min(task.rows_per_part, share), KIND_VIDEO))
-    placement = placement.bounded(len(units))
     for checkpoint in resolved.checkpoints:
         for note in checkpoint.notes:
             run.reporter.warning(f"{checkpoint.info.name}: {note}")
-    engine = resolved.engine
-    run.reporter.message(
-        f"{resolved.model_names}, {engine.engine} {engine.precision} on {engine.device}, "
-        f"{placement.num_actors} actor(s) of {placement.num_lanes} videos at once"
-    )
-    run_units(run, units, _graph(task, placement))
-
-
-def _graph(task: ScoreTask, placement: Placement) -> Graph:
-    def graph(units: ray.data.Dataset, board: Any) -> ray.data.Dataset:
-        return units.map_batches(
-            ScoreWorker,
-            fn_constructor_kwargs={"task": task, "board": board},
-            **actor_arguments(placement),
-        )
-
-    return graph
+    placement = resolve_placement(config.cluster, resolved.engine, nodes)
+    run_videos(run, config, resolved, placement, ScoreTask, ScoreWorker)

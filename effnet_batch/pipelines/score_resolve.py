@@ -8,8 +8,7 @@ from typing import Any
 from effnet_batch.config import ScoreConfig
 from effnet_batch.errors import ConfigError
 from effnet_batch.fingerprint import Fingerprint
-from effnet_batch.media.faces import MODEL_SHA256, FaceSettings, load_model
-from effnet_batch.media.sampling import Clips, parse_sampling
+from effnet_batch.media.faces import MODEL_SHA256
 from effnet_batch.models.checkpoint_info import CheckpointInfo, Thresholds
 from effnet_batch.models.checkpoints import Checkpoint, load_checkpoint
 from effnet_batch.models.engine import EngineChoice
@@ -21,11 +20,15 @@ from effnet_batch.pipelines.resolution import (
     library_versions,
 )
 from effnet_batch.pipelines.run import storage_options
-from effnet_batch.stages.look import ALL, WHICH_FACES, View
+from effnet_batch.pipelines.views import (
+    DETECTOR,
+    check_view,
+    faces_with,
+    make_view,
+    sampling_with,
+)
+from effnet_batch.stages.look import View
 from effnet_batch.storage import Storage
-
-NO_DETECTOR = "none"
-DETECTOR = "yunet"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,17 +82,11 @@ class ResolvedScoring(Resolution):
 
     def view(self, checkpoint: ResolvedCheckpoint) -> View:
         """Returns what a checkpoint is shown of a video."""
-        sampling, longest = parse_sampling(checkpoint.info.sampling)
-        faces = dict(checkpoint.info.faces)
-        wants_faces = faces.pop("detector") != NO_DETECTOR
-        which = faces.pop("which", ALL)
-        return View(
-            sampling=sampling,
-            max_clip_frames=longest,
+        return make_view(
+            checkpoint.info.sampling,
+            checkpoint.info.faces,
             max_frames=self.max_frames,
             segment_seconds=self.segment_seconds,
-            faces=FaceSettings(**faces) if wants_faces else None,
-            which_faces=which,
         )
 
     @classmethod
@@ -162,13 +159,7 @@ def resolve_scoring(config: ScoreConfig) -> ResolvedScoring:
             versions=library_versions(),
         )
         for view in map(resolved.view, resolved.checkpoints):
-            if view.faces:
-                load_model(config.faces.face_model)  # missing, it is missed now
-            if isinstance(view.sampling, Clips) and view.sampling.num_frames > view.max_frames:
-                raise ValueError(
-                    f"clips of {view.sampling.num_frames} frames are longer than max_frames "
-                    f"{view.max_frames}"
-                )
+            check_view(view, config.faces)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return resolved
@@ -184,59 +175,14 @@ def _laid_over(info: CheckpointInfo, config: ScoreConfig) -> CheckpointInfo:
         "top_k": aggregation.top_k,
     }
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    longest = aggregation.max_clip_frames
+    sampling = info.sampling if longest is None else {**info.sampling, "max_clip_frames": longest}
     return dataclasses.replace(
         info,
-        sampling=_sampling(info.sampling, config),
-        faces=_faces(info, config),
+        sampling=sampling_with(sampling, config.sampling),
+        faces=faces_with(info.faces, config.faces, info.name),
         aggregation=dataclasses.replace(info.aggregation, **changes),
     )
-
-
-def _sampling(own: dict[str, Any], config: ScoreConfig) -> dict[str, Any]:
-    settings = config.sampling
-    given = {
-        name: value
-        for name in ("ratio", "num_frames", "num_clips", "stride", "fps", "max_clip_frames")
-        if (value := getattr(settings, name)) is not None
-    }
-    if settings.sampling not in (None, own["strategy"]):
-        own = {"strategy": settings.sampling, "max_clip_frames": own.get("max_clip_frames")}
-    chosen = {**own, **given}
-    parse_sampling(chosen)
-    return chosen
-
-
-def _faces(info: CheckpointInfo, config: ScoreConfig) -> dict[str, Any]:
-    """Returns the detector, ``which``, and every field of `FaceSettings`."""
-    settings, own = config.faces, info.faces
-    given = {
-        "margin": settings.face_margin,
-        "border": settings.face_border,
-        "min_score": settings.min_face_score,
-        "min_face_size": settings.min_face_size,
-        "max_faces": settings.max_faces,
-        "detection_size": settings.detection_size,
-        "detect_every": settings.detect_every,
-        "max_gap": settings.max_track_gap,
-    }
-    changes = {name: value for name, value in given.items() if value is not None}
-    detector = settings.faces or (
-        NO_DETECTOR if own.get("detector", NO_DETECTOR) == NO_DETECTOR else DETECTOR
-    )
-    if detector == NO_DETECTOR:
-        if changes or settings.which_faces or settings.face_model:
-            raise ConfigError(
-                f"{info.name} is shown whole frames, so settings of faces say nothing; "
-                "give --faces yunet with them"
-            )
-        return {"detector": NO_DETECTOR}
-    known = {field.name for field in dataclasses.fields(FaceSettings)}
-    described = {name: value for name, value in own.items() if name in known}
-    which = settings.which_faces or own.get("which", ALL)
-    if which not in WHICH_FACES:
-        raise ConfigError(f"which must be one of {', '.join(WHICH_FACES)}, got {which!r}")
-    found = FaceSettings(**{**described, **changes})
-    return {"detector": DETECTOR, "which": which, **dataclasses.asdict(found)}
 
 
 def _thresholds(own: Sequence[Thresholds], config: ScoreConfig) -> Thresholds:

@@ -1,13 +1,11 @@
 """Videos to verdicts: one row per video, with the evidence behind its score."""
 
-import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import pyarrow as pa
 
-from effnet_batch.errors import NoFaceError, RecordError, TooShortError
 from effnet_batch.models.aggregation import (
     AggregationConfig,
     ensemble_logit,
@@ -20,12 +18,10 @@ from effnet_batch.models.sequence import SequenceClassifier
 from effnet_batch.schema import videos_schema
 from effnet_batch.stages.evidence import Track, suspicious_span
 from effnet_batch.stages.lanes import StageClock
-from effnet_batch.stages.look import Reader, Segment, View, look
+from effnet_batch.stages.look import Reader, View, look
 from effnet_batch.stages.read import Item
-from effnet_batch.stages.records import Stamp, record_columns
-
-OpenVideo = Callable[[bytes], contextlib.AbstractContextManager[Reader]]
-"""Opens a video from its bytes; raises RecordErrors only."""
+from effnet_batch.stages.records import Stamp
+from effnet_batch.stages.video import FrameCounts, OpenVideo, video_row
 
 _SCHEMA: Final = videos_schema()
 
@@ -72,18 +68,13 @@ class Scorer:
             RecordError: the video cannot be decoded.
         """
         views = list(dict.fromkeys(member.view for member in self.members))
-        counts = _Counts()
+        counts = FrameCounts()
         seen = []
         for view in views:
             members = [member for member in self.members if member.view == view]
             seen.append((members, self._look(reader, view, members, counts, clock)))
         row.update(counts.columns(has_faces=any(view.faces for view in views)))
-        if len(counts.read) < self.min_frames:
-            raise TooShortError(
-                f"{len(counts.read)} frames can be read, at least {self.min_frames} are wanted"
-            )
-        if not all(tracks for _, tracks in seen):
-            raise NoFaceError(f"no face in {len(counts.read)} frames")
+        counts.check(self.min_frames, has_tracks=all(tracks for _, tracks in seen))
         with clock.measure("model"):
             row.update(self._judge(seen))
 
@@ -92,7 +83,7 @@ class Scorer:
         reader: Reader,
         view: View,
         members: list[Member],
-        counts: "_Counts",
+        counts: FrameCounts,
         clock: StageClock,
     ) -> list[Track]:
         """Returns the tracks of a view with the logits of its members."""
@@ -178,52 +169,8 @@ def score_item(
     Returns:
         One row of `schema.videos_schema`.
     """
-    row: dict[str, Any] = {}
-    error = item.error
-    if item.data is not None:
-        try:
-            with contextlib.ExitStack() as stack:
-                with clock.measure("decode"):
-                    reader = stack.enter_context(open_video(item.data))
-                info = reader.info
-                row.update(
-                    duration_seconds=info.duration_seconds,
-                    fps=info.fps,
-                    codec=info.codec,
-                    width=info.width,
-                    height=info.height,
-                )
-                try:
-                    scorer.score(reader, row, clock)
-                finally:
-                    row["is_partial"] = reader.is_partial
-        except RecordError as caught:
-            error = caught
-    return pa.Table.from_pylist([{**row, **record_columns(item, error, stamp)}], _SCHEMA)
-
-
-@dataclasses.dataclass
-class _Counts:
-    """Frames of a video over all views, each counted once."""
-
-    num_faces: int = 0
-    expected: set[int] = dataclasses.field(default_factory=set)
-    read: set[int] = dataclasses.field(default_factory=set)
-    used: set[int] = dataclasses.field(default_factory=set)
-
-    def add(self, segment: Segment) -> None:
-        self.expected.update(segment.expected)
-        self.num_faces += sum(shot.box is not None for shot in segment.shots)
-        self.read.update(segment.read)
-        self.used.update(shot.frame_index for shot in segment.shots)
-
-    def columns(self, *, has_faces: bool) -> dict[str, int | None]:
-        return {
-            "num_frames_expected": len(self.expected),
-            "num_frames_sampled": len(self.read),
-            "num_frames_used": len(self.used),
-            "num_faces": self.num_faces if has_faces else None,
-        }
+    row = video_row(item, open_video, scorer.score, stamp, clock)
+    return pa.Table.from_pylist([row], _SCHEMA)
 
 
 def _describe(config: AggregationConfig) -> str:

@@ -1,0 +1,137 @@
+"""What the actors of every job on videos share: units in, committed rows out.
+
+A lane of an actor works on one video: it decodes, finds faces and runs the model. What an actor
+holds at most: its models; per lane two encoded videos, a decoder, a batch of the model's input and
+the embeddings of a segment (at most ``max_frames`` times the faces of a frame); and what
+`stages.read` reads ahead.
+"""
+
+import abc
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from effnet_batch.config import VideoLimitSettings
+from effnet_batch.media.container import VideoLimits
+from effnet_batch.media.isolated_video import open_isolated_video
+from effnet_batch.media.preprocess import Preprocessing
+from effnet_batch.media.sampling import Indices
+from effnet_batch.media.video import Frame, VideoReader, open_video
+from effnet_batch.pipelines.progress import UnitProgress
+from effnet_batch.pipelines.units import Task, end_process, part_writer, read_unit, receipt
+from effnet_batch.schema import KIND_VIDEO
+from effnet_batch.stages.lanes import StageClock, run_lanes
+from effnet_batch.stages.look import Reader
+from effnet_batch.stages.read import Item, OutageGuard
+from effnet_batch.stages.video import OpenVideo
+from effnet_batch.stages.watchdog import Watchdog
+from effnet_batch.storage import Storage
+
+
+class VideoWorker(abc.ABC):
+    """Actor of a fused graph: reads, decodes, runs the model and commits."""
+
+    def __init__(self, task: Task, board: Any) -> None:
+        self.task = task
+        self._board = board
+        self._storage = Storage(task.storage)
+        self._guard = OutageGuard()
+
+    @abc.abstractmethod
+    def work(self, item: Item, open_video: OpenVideo, clock: StageClock) -> pa.Table:
+        """Returns one video's row; called in the lanes' threads."""
+
+    def __call__(self, unit: pa.Table) -> pa.Table:
+        """Does one unit; returns its receipt."""
+        task, clock = self.task, StageClock()
+        limits = task.config.group(VideoLimitSettings)
+        progress = UnitProgress(self._board, unit)
+        writer = part_writer(task, self._storage, progress.unit, clock)
+        with _opener(limits, is_suspect=progress.is_suspect) as open_one:
+
+            def work(batch: list[Item]) -> pa.Table:
+                (item,) = batch
+                return self.work(item, open_one, clock)
+
+            items = read_unit(
+                task,
+                unit,
+                self._storage,
+                self._guard,
+                self._board,
+                max_bytes=limits.max_video_bytes,
+                medium=KIND_VIDEO,
+            )
+            tables = run_lanes(
+                items,
+                work,
+                batch_size=1,
+                num_lanes=task.num_lanes,
+                num_waiting=task.num_lanes,
+                clock=clock,
+            )
+            for table in tables:
+                writer.add(table)
+                progress.count(table)
+        writer.close()
+        progress.finish()
+        return receipt(writer, clock)
+
+
+@contextlib.contextmanager
+def _opener(limits: VideoLimitSettings, *, is_suspect: bool) -> Iterator[OpenVideo]:
+    """Yields what opens the videos of a unit.
+
+    A unit that did not finish on its first try may hold a video that kills or hangs its decoder;
+    each is decoded in a child that can be killed, and what dies there becomes a record.
+    """
+    video_limits = VideoLimits(max_pixels=limits.max_pixels)
+    if is_suspect:
+
+        def open_in_child(data: bytes) -> contextlib.AbstractContextManager[Reader]:
+            return open_isolated_video(
+                data,
+                video_limits,
+                timeout_seconds=limits.timeout_seconds,
+                memory_bytes=limits.max_decode_memory_bytes,
+            )
+
+        yield open_in_child
+        return
+    with Watchdog(limits.timeout_seconds, end_process) as watchdog:
+
+        @contextlib.contextmanager
+        def open_watched(data: bytes) -> Iterator[Reader]:
+            with contextlib.ExitStack() as stack:
+                with watchdog.step():
+                    reader = stack.enter_context(open_video(data, video_limits))
+                yield _WatchedVideo(reader, watchdog)
+
+        yield open_watched
+
+
+class _WatchedVideo:
+    """A reader whose every frame must come in time."""
+
+    def __init__(self, reader: VideoReader, watchdog: Watchdog) -> None:
+        self._reader = reader
+        self._watchdog = watchdog
+        self.info = reader.info
+        self.pts_seconds = reader.pts_seconds
+
+    @property
+    def is_partial(self) -> bool:
+        """As the reader says."""
+        return self._reader.is_partial
+
+    def read(self, indices: Indices, preprocessing: Preprocessing | None) -> Iterator[Frame]:
+        """Decodes the given frames under watch."""
+        frames = self._reader.read(indices, preprocessing)
+        while True:
+            with self._watchdog.step():
+                frame = next(frames, None)
+            if frame is None:
+                return
+            yield frame

@@ -1,0 +1,57 @@
+"""The Ray Data graph that every job on videos runs: sources in, rows per video out."""
+
+from typing import Final
+
+from effnet_batch.config import JobConfig
+from effnet_batch.pipelines.graphs import actor_graph, run_units
+from effnet_batch.pipelines.pending import cut_units
+from effnet_batch.pipelines.placement import Placement
+from effnet_batch.pipelines.resolution import Resolution
+from effnet_batch.pipelines.run import Run
+from effnet_batch.pipelines.units import Task
+from effnet_batch.pipelines.video_workers import VideoWorker
+from effnet_batch.schema import KIND_VIDEO
+
+_MAX_VIDEOS_PER_PART: Final = 64
+_UNITS_PER_ACTOR: Final = 4
+
+
+def run_videos(
+    run: Run,
+    config: JobConfig,
+    resolved: Resolution,
+    placement: Placement,
+    task_type: type[Task],
+    worker: type[VideoWorker],
+) -> None:
+    """Works through the pending videos of a run.
+
+    Args:
+        run: prepared and begun.
+        config: of the job.
+        resolved: what it was resolved to.
+        placement: where its actors run.
+        task_type: what its workers are told.
+        worker: takes such a task.
+
+    Raises:
+        ray.exceptions.RayError: a worker raised or died too often.
+    """
+    share = -(-run.pending.num_rows // (placement.num_actors * _UNITS_PER_ACTOR))
+    task = task_type(
+        config=config,
+        storage=run.storage.options,
+        output=run.paths.root,
+        run_id=run.run_id,
+        resolved=resolved,
+        num_lanes=placement.num_lanes,
+        rows_per_part=config.to_flat()["rows_per_part"] or _MAX_VIDEOS_PER_PART,
+    )
+    units = list(cut_units(run.pending, min(task.rows_per_part, share), KIND_VIDEO))
+    placement = placement.bounded(len(units))
+    engine = resolved.engine
+    run.reporter.message(
+        f"{resolved.model_names}, {engine.engine} {engine.precision} on {engine.device}, "
+        f"{placement.num_actors} actor(s) of {placement.num_lanes} videos at once"
+    )
+    run_units(run, units, actor_graph(worker, task, placement))

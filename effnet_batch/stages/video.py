@@ -1,0 +1,95 @@
+"""What the jobs on videos share: one video to one row, whatever is made of it."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from effnet_batch.errors import NoFaceError, RecordError, TooShortError
+from effnet_batch.stages.lanes import StageClock
+from effnet_batch.stages.look import Reader, Segment
+from effnet_batch.stages.read import Item
+from effnet_batch.stages.records import Stamp, record_columns
+
+OpenVideo = Callable[[bytes], contextlib.AbstractContextManager[Reader]]
+"""Opens a video from its bytes; raises RecordErrors only."""
+
+FillRow = Callable[[Reader, dict[str, Any], StageClock], None]
+"""Looks at a video and puts what it finds into its row; where a RecordError ends the work, what was
+known by then."""
+
+
+def video_row(
+    item: Item, open_video: OpenVideo, fill: FillRow, stamp: Stamp, clock: StageClock
+) -> dict[str, Any]:
+    """Returns a video's row: what the job made of it, or why it could make nothing.
+
+    Args:
+        item: what `read_items` yields.
+        open_video: bytes to reader; its RecordErrors become the row's status.
+        fill: adds the job's own columns.
+        stamp: goes into the row.
+        clock: takes the seconds of ``decode`` and ``model``.
+    """
+    row: dict[str, Any] = {}
+    error = item.error
+    if item.data is not None:
+        try:
+            with contextlib.ExitStack() as stack:
+                with clock.measure("decode"):
+                    reader = stack.enter_context(open_video(item.data))
+                info = reader.info
+                row.update(
+                    duration_seconds=info.duration_seconds,
+                    fps=info.fps,
+                    codec=info.codec,
+                    width=info.width,
+                    height=info.height,
+                )
+                try:
+                    fill(reader, row, clock)
+                finally:
+                    row["is_partial"] = reader.is_partial
+        except RecordError as caught:
+            error = caught
+    return {**row, **record_columns(item, error, stamp)}
+
+
+@dataclasses.dataclass
+class FrameCounts:
+    """Frames of a video over all that was shown of it, each counted once."""
+
+    num_faces: int = 0
+    expected: set[int] = dataclasses.field(default_factory=set)
+    read: set[int] = dataclasses.field(default_factory=set)
+    used: set[int] = dataclasses.field(default_factory=set)
+
+    def add(self, segment: Segment) -> None:
+        """Takes what was seen of a stretch."""
+        self.expected.update(segment.expected)
+        self.num_faces += sum(shot.box is not None for shot in segment.shots)
+        self.read.update(segment.read)
+        self.used.update(shot.frame_index for shot in segment.shots)
+
+    def columns(self, *, has_faces: bool) -> dict[str, int | None]:
+        """Returns the columns of counts; ``num_faces`` is null where none were looked for."""
+        return {
+            "num_frames_expected": len(self.expected),
+            "num_frames_sampled": len(self.read),
+            "num_frames_used": len(self.used),
+            "num_faces": self.num_faces if has_faces else None,
+        }
+
+    def check(self, min_frames: int, *, has_tracks: bool) -> None:
+        """Refuses a video of which too little was seen.
+
+        Raises:
+            TooShortError: fewer frames than ``min_frames`` could be read.
+            NoFaceError: there is nothing to show the model.
+        """
+        if len(self.read) < min_frames:
+            raise TooShortError(
+                f"{len(self.read)} frames can be read, at least {min_frames} are wanted"
+            )
+        if not has_tracks:
+            raise NoFaceError(f"no face in {len(self.read)} frames")
