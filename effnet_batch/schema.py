@@ -105,7 +105,7 @@ def embeddings_schema(*, float16: bool = False, top_k: int = 0, logits: bool = F
         top_k: number of best classes kept per record; 0 leaves their columns out.
         logits: keep the logits of all classes.
     """
-    vector = pa.list_(pa.float16() if float16 else pa.float32())
+    vector = _vector(float16=float16)
     fields = [
         pa.field("uri", pa.string(), nullable=False),
         pa.field("member", pa.string()),
@@ -223,6 +223,49 @@ def videos_schema() -> pa.Schema:
             *_record_fields(),
         ]
     )
+
+
+def frames_schema(*, float16: bool = False) -> pa.Schema:
+    """Returns the Arrow schema of a part of frame embeddings: one row per picture that was encoded.
+
+    A picture is a whole frame, or a face in it; pictures stand in the order of their records in the
+    part that they belong to, and only records that are ok have any. ``segment`` numbers the
+    stretches of a video that were sampled on their own, ``track`` the faces of a segment (0 for
+    whole frames), ``frame_index`` the frames of the video. Boxes are in pixels of the upright
+    frame, null for whole frames, ``face_score`` the detector's confidence in 0..1. ``clips`` are
+    the numbers, in the segment, of the clips that the picture is in. ``fingerprint`` is that of the
+    embedding, not of the job: encoder, preprocessing, engine, sampling and faces. Where several
+    encoders saw a picture, it has a row of each.
+
+    Args:
+        float16: store the vectors as float16 instead of float32.
+    """
+    return pa.schema(
+        [
+            pa.field("uri", pa.string(), nullable=False),
+            pa.field("member", pa.string()),
+            pa.field("segment", pa.int32(), nullable=False),
+            pa.field("track", pa.int32(), nullable=False),
+            pa.field("frame_index", pa.int64(), nullable=False),
+            pa.field("pts_seconds", pa.float64(), nullable=False),
+            pa.field("left", pa.float64()),
+            pa.field("top", pa.float64()),
+            pa.field("right", pa.float64()),
+            pa.field("bottom", pa.float64()),
+            pa.field("face_score", pa.float64()),
+            pa.field("clips", pa.list_(pa.int32()), nullable=False),
+            pa.field("embedding", _vector(float16=float16), nullable=False),
+            pa.field("fingerprint", pa.string(), nullable=False),
+            pa.field("run_id", pa.string(), nullable=False),
+            pa.field("source_id", pa.string(), nullable=False),
+            pa.field("record_id", pa.string(), nullable=False),
+            pa.field("attempt", pa.int32(), nullable=False),
+        ]
+    )
+
+
+def _vector(*, float16: bool) -> pa.ListType:
+    return pa.list_(pa.float16() if float16 else pa.float32())
 
 
 def source_id(uri: str) -> str:

@@ -3,12 +3,16 @@
 A part is built in memory and put under its name in one atomic step, so that a reader sees all of
 it or none. Its name holds the run and the task, so that a retried task overwrites only its own part
 and no run ever writes another run's name.
+
+Where records have frame embeddings, those lie beside in ``frames/``, in one or more parts under the
+name of the records' part. They are written first and are invisible without it: it says how many
+they are, and frames that no part speaks of are what a killed writer left.
 """
 
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import pyarrow as pa
@@ -20,6 +24,12 @@ from effnet_batch.storage import Storage, join
 
 METADATA_KEY: Final = b"effnet_batch"
 """Key of our JSON in a part's schema metadata."""
+
+FRAMES_KEY: Final = "frames"
+"""Key, in a part's metadata, of what its frames are: ``num_parts`` and ``num_rows``."""
+
+_FRAME_PART_BYTES: Final = 64 << 20
+"""Bytes of frame rows, before compression, that a writer holds before it commits them."""
 
 _DICTIONARY_COLUMNS: Final = (
     "uri",
@@ -49,6 +59,11 @@ class OutputPaths:
     def data(self) -> str:
         """Folder of the committed parts."""
         return join(self.root, "data")
+
+    @property
+    def frames(self) -> str:
+        """Folder of the frame embeddings, if the job stores any."""
+        return frame_folder(self.data)
 
     @property
     def manifest(self) -> str:
@@ -88,6 +103,18 @@ class OutputPaths:
     def part(self, run_id: str, task_index: int, sub_index: int = 0) -> str:
         """Returns the URI of the part of one task; ``sub_index`` counts parts of a large shard."""
         return join(self.data, f"part-{run_id}-{task_index:06}-{sub_index:04}.parquet")
+
+
+def frame_parts(part: str, num_parts: int) -> list[str]:
+    """Returns the URIs of the frame embeddings of a part."""
+    data, _, name = part.rpartition("/")
+    stem = join(frame_folder(data), name.removesuffix(".parquet"))
+    return [f"{stem}-{index:04}.parquet" for index in range(num_parts)]
+
+
+def frame_folder(data: str) -> str:
+    """Returns the folder of the frame embeddings beside the folder of the parts."""
+    return join(data.rpartition("/")[0], "frames")
 
 
 def commit_part(storage: Storage, uri: str, table: pa.Table, metadata: dict[str, Any]) -> int:
@@ -132,7 +159,8 @@ def read_metadata(schema: pa.Schema) -> dict[str, Any]:
 class PartWriter:
     """Gathers the rows of one unit and commits a part whenever there are enough.
 
-    Parts are cut by rows alone, so that doing a unit again writes the same parts.
+    Parts are cut by rows alone, so that doing a unit again writes the same parts. Frames are
+    committed as they come, so that no more than `_FRAME_PART_BYTES` of them are held.
 
     Attributes:
         totals: counts of what is committed: num_parts, num_records, num_failed, size_bytes.
@@ -167,10 +195,18 @@ class PartWriter:
         self._index = first_index
         self._tables: list[pa.Table] = []
         self._num_waiting = 0
+        self._frames: list[pa.Table] = []
+        self._frame_bytes = 0
+        self._frame_sizes: list[int] = []  # rows of each part of frames
         self.totals = {"num_parts": 0, "num_records": 0, "num_failed": 0, "size_bytes": 0}
 
-    def add(self, table: pa.Table) -> None:
-        """Takes rows of the output's schema."""
+    def add(self, table: pa.Table, frames: Iterable[pa.Table] = ()) -> None:
+        """Takes rows of the output's schema, and rows of `schema.frames_schema` that are theirs."""
+        for rows in frames:
+            self._frames.append(rows)
+            self._frame_bytes += rows.nbytes
+            if self._frame_bytes >= _FRAME_PART_BYTES:
+                self._commit_frames()
         self._tables.append(table)
         self._num_waiting += len(table)
         if self._num_waiting >= self._rows_per_part:
@@ -180,16 +216,33 @@ class PartWriter:
         """Commits what is waiting."""
         if not self._num_waiting:
             return
+        if self._frames:
+            self._commit_frames()
+        metadata = self._metadata
+        if self._frame_sizes:
+            frames = {"num_parts": len(self._frame_sizes), "num_rows": sum(self._frame_sizes)}
+            metadata = {**metadata, FRAMES_KEY: frames}
         table = pa.concat_tables(self._tables)
-        uri = self._paths.part(self._run_id, self._unit, self._index)
-        with self._measure():
-            size = commit_part(self._storage, uri, table, self._metadata)
+        self._commit(self._uri(), table, metadata)
         self.totals["num_parts"] += 1
         self.totals["num_records"] += len(table)
         self.totals["num_failed"] += num_failed(table)
-        self.totals["size_bytes"] += size
         self._index += 1
-        self._tables, self._num_waiting = [], 0
+        self._tables, self._num_waiting, self._frame_sizes = [], 0, []
+
+    def _commit_frames(self) -> None:
+        table = pa.concat_tables(self._frames)
+        uri = frame_parts(self._uri(), len(self._frame_sizes) + 1)[-1]
+        self._commit(uri, table, self._metadata)
+        self._frame_sizes.append(len(table))
+        self._frames, self._frame_bytes = [], 0
+
+    def _commit(self, uri: str, table: pa.Table, metadata: dict[str, Any]) -> None:
+        with self._measure():
+            self.totals["size_bytes"] += commit_part(self._storage, uri, table, metadata)
+
+    def _uri(self) -> str:
+        return self._paths.part(self._run_id, self._unit, self._index)
 
 
 def num_failed(table: pa.Table) -> int:

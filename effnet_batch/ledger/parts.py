@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -47,8 +47,8 @@ def list_parts(storage: Storage, data_uri: str) -> list[Part]:
     return sorted(parts, key=lambda part: part.uri)
 
 
-def read_rows(storage: Storage, part: Part, tail: bytes) -> tuple[pa.Table, str]:
-    """Reads a part's rows of `ROWS_SCHEMA` but ``part``, and its fingerprint.
+def read_rows(storage: Storage, part: Part, tail: bytes) -> tuple[pa.Table, dict[str, Any]]:
+    """Reads a part's rows of `ROWS_SCHEMA` but ``part``, and its metadata.
 
     Args:
         storage: gives the rest of the part where the tail is too short.
@@ -77,7 +77,7 @@ def read_rows(storage: Storage, part: Part, tail: bytes) -> tuple[pa.Table, str]
         ],
         names=ROWS_SCHEMA.names[:-1],
     )
-    return rows, str(metadata["fingerprint"])
+    return rows, dict(metadata)
 
 
 def _status_codes(column: pa.ChunkedArray) -> pa.Array:

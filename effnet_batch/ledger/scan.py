@@ -13,6 +13,7 @@ from effnet_batch.errors import FetchError, OutageError, RecordError
 from effnet_batch.ledger.parts import ID, ROWS_SCHEMA, Part, list_parts, read_rows, tail_size
 from effnet_batch.ledger.states import SourceStates, group_states
 from effnet_batch.schema import STATUSES
+from effnet_batch.sink import FRAMES_KEY, frame_folder, frame_parts
 from effnet_batch.storage import ReadRequest, Storage
 
 _PARTS_PER_REQUEST: Final = 128
@@ -32,9 +33,12 @@ class Ledger:
         """Parts that cannot be read, with the reason; their records count as absent."""
         self.fingerprints: set[str] = set()
         """Every fingerprint found in a part."""
+        self.frames: dict[str, list[str]] = {}
+        """The parts of frame embeddings of every part that has any, by its URI."""
         self._tables: list[pa.Table] = []
         self._num_rows: list[int] = []  # of every part
         self._states: SourceStates | None = None
+        self._listed_frames: set[str] | None = None
 
     @classmethod
     def scan(cls, storage: Storage, data_uri: str) -> "Ledger":
@@ -51,6 +55,7 @@ class Ledger:
         """
         known = {part.uri for part in self.parts} | self.unreadable.keys()
         new = [part for part in list_parts(self.storage, self.data_uri) if part.uri not in known]
+        self._listed_frames = None
         groups = [
             new[start : start + _PARTS_PER_REQUEST]
             for start in range(0, len(new), _PARTS_PER_REQUEST)
@@ -77,11 +82,19 @@ class Ledger:
                 self.unreadable[part.uri] = str(tail)
                 continue
             try:
-                rows, fingerprint = read_rows(self.storage, part, tail)
+                rows, metadata = read_rows(self.storage, part, tail)
+                fingerprint = str(metadata["fingerprint"])
+                num_frame_parts = int(metadata.get(FRAMES_KEY, {}).get("num_parts", 0))
             # pyarrow says OSError where the bytes themselves are damaged.
             except (pa.ArrowException, OSError, KeyError, ValueError, RecordError) as error:
                 self.unreadable[part.uri] = f"not a part: {error}"
                 continue
+            if num_frame_parts:
+                frames = frame_parts(part.uri, num_frame_parts)
+                if missing := [uri for uri in frames if uri not in self._frame_names()]:
+                    self.unreadable[part.uri] = f"its frames {missing[0]} are missing"
+                    continue
+                self.frames[part.uri] = frames
             self.fingerprints.add(fingerprint)
             number = np.full(rows.num_rows, len(self.parts) + len(readable), np.int32)
             tables.append(rows.append_column("part", pa.array(number)))
@@ -92,6 +105,13 @@ class Ledger:
             # Thousands of small tables cost more memory than what is in them.
             self._tables.append(pa.concat_tables(tables).combine_chunks())
             self._states = None
+
+    def _frame_names(self) -> set[str]:
+        """Returns the frames that are there; listed after the parts, which are committed later."""
+        if self._listed_frames is None:
+            folder = frame_folder(self.data_uri)
+            self._listed_frames = {i.uri for page in self.storage.list(folder) for i in page}
+        return self._listed_frames
 
     @property
     def rows(self) -> pa.Table:

@@ -1,0 +1,105 @@
+"""Frame embeddings as rows: from what was encoded to what is stored, and back."""
+
+import tempfile
+from collections.abc import Iterator
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from effnet_batch.models.sequence import Embeddings
+from effnet_batch.schema import frames_schema
+from effnet_batch.stages.look import Segment
+
+_SPOOL_BYTES: Final = 16 << 20
+"""Bytes of frame rows of one video that stay in memory; more go to a file without a name."""
+_RECORD_COLUMNS: Final = ("uri", "member", "run_id", "source_id", "record_id", "attempt")
+_EDGES: Final = ("left", "top", "right", "bottom")
+
+
+class FrameSpool:
+    """The frame rows of one record, until the part takes them that the record goes into.
+
+    However long the video, little of it is held in memory.
+    """
+
+    def __init__(self, record: dict[str, Any], *, float16: bool) -> None:
+        """Opens a spool; nothing is in it.
+
+        Args:
+            record: the columns of the record that frames share, as `records.record_columns` has
+                them.
+            float16: store the vectors as float16 instead of float32.
+        """
+        self._record = {name: record[name] for name in _RECORD_COLUMNS}
+        self._schema = frames_schema(float16=float16)
+        self._file = tempfile.SpooledTemporaryFile(_SPOOL_BYTES)  # noqa: SIM115  see close
+        self._writer: pa.RecordBatchStreamWriter | None = None
+
+    def add(self, segment: Segment, number: int, embeddings: Embeddings, fingerprint: str) -> None:
+        """Takes what one encoder saw of a segment.
+
+        Args:
+            segment: shots and clips; its own embeddings are not looked at.
+            number: of the segment in the video; numbers never fall, but for another fingerprint.
+            embeddings: float32 [N, D], one per shot.
+            fingerprint: what the embeddings depend on.
+        """
+        if self._writer is None:
+            self._writer = pa.ipc.new_stream(self._file, self._schema)
+        table = _frame_table(segment, number, embeddings, fingerprint, self._record, self._schema)
+        self._writer.write_table(table)
+
+    def clear(self) -> None:
+        """Drops what is in it: the record failed after all."""
+        self._file.seek(0)
+        self._file.truncate()
+        self._writer = None
+
+    def tables(self) -> Iterator[pa.Table]:
+        """Yields rows of `schema.frames_schema` in order; once, and nothing is added afterwards."""
+        if self._writer is None:
+            return
+        self._writer.close()
+        self._file.seek(0)
+        for batch in pa.ipc.open_stream(self._file):
+            yield pa.Table.from_batches([batch])
+
+    def close(self) -> None:
+        """Gives memory and file back."""
+        self._file.close()
+
+
+def _frame_table(
+    segment: Segment,
+    number: int,
+    embeddings: Embeddings,
+    fingerprint: str,
+    record: dict[str, Any],
+    schema: pa.Schema,
+) -> pa.Table:
+    shots, (num_rows, width) = segment.shots, embeddings.shape
+    clips: list[list[int]] = [[] for _ in shots]
+    for clip, (_, positions) in enumerate(segment.clips):
+        for position in positions.tolist():
+            clips[position].append(clip)
+    boxes = [shot.box for shot in shots]
+    vector = schema.field("embedding").type
+    values = pa.array(np.ascontiguousarray(embeddings).reshape(-1))
+    offsets = pa.array(np.arange(num_rows + 1, dtype=np.int32) * width)
+    columns: dict[str, Any] = {
+        **{
+            name: pa.repeat(pa.scalar(value, schema.field(name).type), num_rows)
+            for name, value in {**record, "segment": number, "fingerprint": fingerprint}.items()
+        },
+        "track": [shot.track for shot in shots],
+        "frame_index": [shot.frame_index for shot in shots],
+        "pts_seconds": [shot.pts_seconds for shot in shots],
+        **{edge: [box and getattr(box, edge) for box in boxes] for edge in _EDGES},
+        "face_score": [box and box.score for box in boxes],
+        "clips": clips,
+        "embedding": pa.ListArray.from_arrays(
+            offsets, values.cast(vector.value_type, safe=False), type=vector
+        ),
+    }
+    return pa.table([columns[name] for name in schema.names], schema=schema)
