@@ -14,7 +14,8 @@ from effnet_batch.ledger import Ledger
 from effnet_batch.media.tracks import Box
 from effnet_batch.sink import OutputPaths, PartWriter, frame_parts
 from effnet_batch.stages.frames import FrameSpool
-from effnet_batch.stages.look import Segment, Shot
+from effnet_batch.stages.look import Segment
+from effnet_batch.stages.show import Shot
 from effnet_batch.storage import Storage
 
 RECORD = {

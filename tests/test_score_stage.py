@@ -1,6 +1,8 @@
 """Videos to verdicts without Ray: every number against plain PyTorch on the same frames."""
 
+import contextlib
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,13 +22,15 @@ from effnet_batch.models.aggregation import AggregationConfig
 from effnet_batch.models.checkpoint_info import Calibration, Thresholds
 from effnet_batch.models.engine import build_engine
 from effnet_batch.schema import videos_schema
-from effnet_batch.stages import look as look_module
+from effnet_batch.stages import show as show_module
+from effnet_batch.stages.encode import OwnEncoder
 from effnet_batch.stages.evidence import suspicious_span
 from effnet_batch.stages.lanes import StageClock
-from effnet_batch.stages.look import View
 from effnet_batch.stages.read import Item, Source
 from effnet_batch.stages.records import Stamp
 from effnet_batch.stages.score import Member, Scorer, score_item
+from effnet_batch.stages.show import View
+from effnet_batch.stages.video import VideoHere
 
 CARPHONE = (CLIPS / "carphone_pristine.mp4").read_bytes()
 SOURCE = Source(
@@ -53,13 +57,23 @@ def member(seed: int = 0, *, sampling: Sampling, clip: int | None = 3, **changes
     model, info = tiny_checkpoint(seed, **changes)
     engine = build_engine(model.encoder, info.preprocessing, engine="torch", batch_size=4)
     shown = View(sampling=sampling, max_clip_frames=clip, **view)
-    return Member(info=info, view=shown, model=model, engine=engine)
+    return Member(info=info, view=shown, model=model, encoder=OwnEncoder(engine))
 
 
-def score(data: bytes, *members: Member, **settings: Any) -> dict[str, Any]:
+@contextlib.contextmanager
+def open_here(item: Item, face_model: bytes | None = None) -> Iterator[VideoHere]:
+    assert item.data is not None
+    with open_video(item.data) as reader:
+        yield VideoHere(reader, face_model, StageClock())
+
+
+def score(
+    data: bytes, *members: Member, face_model: bytes | None = None, **settings: Any
+) -> dict[str, Any]:
     scorer = Scorer(members=members, **{"thresholds": Thresholds(), **settings})
     item = Item(SOURCE, data=data, size_bytes=len(data), num_source_records=1)
-    table = score_item(item, open_video, scorer, Stamp("run", "f" * 16), StageClock())
+    opener = functools.partial(open_here, face_model=face_model)
+    table = score_item(item, opener, scorer, Stamp("run", "f" * 16), StageClock())
     assert table.schema == videos_schema()
     (row,) = table.to_pylist()
     return row
@@ -171,7 +185,8 @@ def test_an_ensemble_keeps_every_score_and_shares_frames() -> None:
     row: dict[str, Any] = {}
     with open_video(CARPHONE) as reader:
         scorer = Scorer(members=members, thresholds=Thresholds())
-        scorer.score(CountingReader(reader, reads), row, StageClock())
+        video = VideoHere(CountingReader(reader, reads), None, StageClock())
+        scorer.score(video, row, StageClock())
     assert reads == [
         ((0, 30, 60, 90), PREPROCESSING),
         ((0, 30, 60, 90), small),
@@ -216,7 +231,7 @@ def test_without_what_it_needs_a_video_has_no_score() -> None:
     assert (empty["status"], empty["codec"], empty["is_partial"]) == ("decode_error", None, None)
     scorer = Scorer(members=[one], thresholds=Thresholds())
     missing = Item(SOURCE, error=FetchError("gone", error_type="Gone"), num_source_records=1)
-    table = score_item(missing, open_video, scorer, Stamp("run", "f"), StageClock())
+    table = score_item(missing, open_here, scorer, Stamp("run", "f"), StageClock())
     (gone,) = table.to_pylist()
     assert (gone["status"], gone["error_type"]) == ("fetch_error", "Gone")
     for row in (short, empty, gone):
@@ -242,7 +257,7 @@ class FakeDetector:
 
 @pytest.mark.parametrize("which", ["all", "largest"])
 def test_faces_are_judged_track_by_track(which: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(look_module, "FaceDetector", FakeDetector)
+    monkeypatch.setattr(show_module, "FaceDetector", FakeDetector)
     settings = FaceSettings(margin=1.5)
     one = member(sampling=EveryNth(ratio=30), clip=None, which_faces=which, faces=settings)
     row = score(CARPHONE, one, face_model=b"model")
@@ -265,7 +280,7 @@ def test_faces_are_judged_track_by_track(which: str, monkeypatch: pytest.MonkeyP
 
 
 def test_a_video_without_a_face_has_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(look_module, "FaceDetector", FakeDetector)
+    monkeypatch.setattr(show_module, "FaceDetector", FakeDetector)
     monkeypatch.setattr(FakeDetector, "detect", lambda self, pixels: [])
     one = member(sampling=Uniform(num_frames=4), faces=FaceSettings())
     row = score(CARPHONE, one, face_model=b"model")

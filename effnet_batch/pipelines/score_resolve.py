@@ -27,7 +27,7 @@ from effnet_batch.pipelines.views import (
     make_view,
     sampling_with,
 )
-from effnet_batch.stages.look import View
+from effnet_batch.stages.show import View
 from effnet_batch.storage import Storage
 
 

@@ -7,14 +7,14 @@ import pyarrow as pa
 import torch
 
 from effnet_batch.config import ScoreConfig
-from effnet_batch.media.faces import load_model
-from effnet_batch.pipelines.resolution import build_chosen_engine, check_sha256
+from effnet_batch.pipelines.resolution import check_sha256
 from effnet_batch.pipelines.score_resolve import ResolvedScoring, load_checkpoints
 from effnet_batch.pipelines.units import Task
-from effnet_batch.pipelines.video_workers import VideoWorker
+from effnet_batch.pipelines.video_workers import VideoWorker, build_encoder
 from effnet_batch.stages.lanes import StageClock
 from effnet_batch.stages.read import Item
 from effnet_batch.stages.score import Member, Scorer, score_item
+from effnet_batch.stages.show import Viewing
 from effnet_batch.stages.video import OpenVideo
 
 
@@ -33,6 +33,11 @@ class ScoreWorker(VideoWorker):
         super().__init__(task, board)
         self._scorer = build_scorer(task)
 
+    @property
+    def viewings(self) -> tuple[Viewing, ...]:
+        """As its checkpoints want it."""
+        return self._scorer.viewings
+
     def work(self, item: Item, open_video: OpenVideo, clock: StageClock) -> pa.Table:
         """Judges one video."""
         return score_item(item, open_video, self._scorer, self.task.stamp, clock)
@@ -43,26 +48,13 @@ def build_scorer(task: ScoreTask) -> Scorer:
 
     Raises:
         FingerprintError: the checkpoints on this node are not those of the run.
-        WeightsError: the face detector's model cannot be had here.
     """
     torch.set_num_threads(1)
     resolved = task.resolved
     members = []
     for loaded, wanted in zip(load_checkpoints(task.config), resolved.checkpoints, strict=True):
         check_sha256(wanted.info.name, loaded.sha256, wanted.sha256)
-        engine = build_chosen_engine(
-            loaded.model.encoder,
-            wanted.info.preprocessing,
-            resolved.engine,
-            num_streams=task.num_lanes,
-        )
-        members.append(
-            Member(info=wanted.info, view=resolved.view(wanted), model=loaded.model, engine=engine)
-        )
-    wants_faces = any(member.view.faces for member in members)
-    return Scorer(
-        members=members,
-        thresholds=resolved.thresholds,
-        min_frames=resolved.min_frames,
-        face_model=load_model(task.config.faces.face_model) if wants_faces else None,
-    )
+        encoder = build_encoder(loaded.model.encoder, wanted.info.preprocessing, task)
+        view = resolved.view(wanted)
+        members.append(Member(info=wanted.info, view=view, model=loaded.model, encoder=encoder))
+    return Scorer(members=members, thresholds=resolved.thresholds, min_frames=resolved.min_frames)

@@ -8,26 +8,37 @@ the embeddings of a segment (at most ``max_frames`` times the faces of a frame);
 
 import abc
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 import pyarrow as pa
 
-from effnet_batch.config import VideoLimitSettings
+from effnet_batch.config import FaceDetectionSettings, VideoLimitSettings
 from effnet_batch.media.container import VideoLimits
+from effnet_batch.media.faces import load_model
 from effnet_batch.media.isolated_video import open_isolated_video
 from effnet_batch.media.preprocess import Preprocessing
 from effnet_batch.media.sampling import Indices
 from effnet_batch.media.video import Frame, VideoReader, open_video
+from effnet_batch.models.backbone import Backbone
 from effnet_batch.pipelines.progress import UnitProgress
+from effnet_batch.pipelines.resolution import build_chosen_engine
 from effnet_batch.pipelines.units import Task, end_process, part_writer, read_unit, receipt
 from effnet_batch.schema import KIND_VIDEO
+from effnet_batch.stages.encode import Encoder, OwnEncoder, SharedEncoder
 from effnet_batch.stages.lanes import StageClock, run_lanes
-from effnet_batch.stages.look import Reader
 from effnet_batch.stages.read import Item, OutageGuard
-from effnet_batch.stages.video import OpenVideo
+from effnet_batch.stages.show import Reader, Viewing
+from effnet_batch.stages.video import OpenVideo, VideoHere
 from effnet_batch.stages.watchdog import Watchdog
 from effnet_batch.storage import Storage
+
+_BATCHES_ON_GPU: Final = 2
+"""Run at once, so that one is copied to the card while it computes another."""
+
+OpenReader = Callable[[bytes], contextlib.AbstractContextManager[Reader]]
+"""Opens a video from its bytes; raises RecordErrors only."""
 
 
 class VideoWorker(abc.ABC):
@@ -39,6 +50,22 @@ class VideoWorker(abc.ABC):
         self._storage = Storage(task.storage)
         self._guard = OutageGuard()
 
+    @functools.cached_property
+    def _face_model(self) -> bytes | None:
+        """The face detector's file, where faces are looked for.
+
+        Raises:
+            WeightsError: it cannot be had here.
+        """
+        if not any(viewing.view.faces for viewing in self.viewings):
+            return None
+        return load_model(self.task.config.group(FaceDetectionSettings).face_model)
+
+    @property
+    @abc.abstractmethod
+    def viewings(self) -> tuple[Viewing, ...]:
+        """What every video is shown as, in this order."""
+
     @abc.abstractmethod
     def work(self, item: Item, open_video: OpenVideo, clock: StageClock) -> pa.Table:
         """Returns one video's row; called in the lanes' threads."""
@@ -47,9 +74,16 @@ class VideoWorker(abc.ABC):
         """Does one unit; returns its receipt."""
         task, clock = self.task, StageClock()
         limits = task.config.group(VideoLimitSettings)
+        face_model = self._face_model
         progress = UnitProgress(self._board, unit)
         writer = part_writer(task, self._storage, progress.unit, clock)
-        with _opener(limits, is_suspect=progress.is_suspect) as open_one:
+        with _opener(limits, is_suspect=progress.is_suspect) as open_reader:
+
+            @contextlib.contextmanager
+            def open_one(item: Item) -> Iterator[VideoHere]:
+                assert item.data is not None
+                with open_reader(item.data) as reader:
+                    yield VideoHere(reader, face_model, clock)
 
             def work(batch: list[Item]) -> pa.Table:
                 (item,) = batch
@@ -80,8 +114,23 @@ class VideoWorker(abc.ABC):
         return receipt(writer, clock)
 
 
+def build_encoder(model: Backbone, preprocessing: Preprocessing, task: Task) -> Encoder:
+    """Builds what runs a model for all lanes of an actor, as the run was resolved to.
+
+    Raises:
+        FingerprintError: this node runs another precision.
+    """
+    choice = task.resolved.engine
+    if choice.device == "cpu":
+        return OwnEncoder(
+            build_chosen_engine(model, preprocessing, choice, num_streams=task.num_lanes)
+        )
+    engine = build_chosen_engine(model, preprocessing, choice, num_streams=_BATCHES_ON_GPU)
+    return SharedEncoder(engine, num_runners=_BATCHES_ON_GPU)
+
+
 @contextlib.contextmanager
-def _opener(limits: VideoLimitSettings, *, is_suspect: bool) -> Iterator[OpenVideo]:
+def _opener(limits: VideoLimitSettings, *, is_suspect: bool) -> Iterator[OpenReader]:
     """Yields what opens the videos of a unit.
 
     A unit that did not finish on its first try may hold a video that kills or hangs its decoder;

@@ -12,7 +12,7 @@ from effnet_batch.config import FaceDetectionSettings, SamplingSettings
 from effnet_batch.errors import ConfigError
 from effnet_batch.media.faces import FaceSettings, load_model
 from effnet_batch.media.sampling import Clips, parse_sampling
-from effnet_batch.stages.look import ALL, WHICH_FACES, View
+from effnet_batch.stages.show import ALL, WHICH_FACES, View
 
 NO_DETECTOR: Final = "none"
 DETECTOR: Final = "yunet"

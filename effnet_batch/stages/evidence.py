@@ -16,7 +16,7 @@ from effnet_batch.models.aggregation import (
     track_logit,
 )
 from effnet_batch.models.sequence import Logits
-from effnet_batch.stages.look import Shot
+from effnet_batch.stages.show import Shot
 
 SPAN_SHARE: Final = 0.5
 """Frames beside the highest score belong to the span while they have this share of it."""

@@ -1,6 +1,7 @@
 """Videos to verdicts: one row per video, with the evidence behind its score."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -13,15 +14,16 @@ from effnet_batch.models.aggregation import (
     video_logit,
 )
 from effnet_batch.models.checkpoint_info import CheckpointInfo, Thresholds
-from effnet_batch.models.engine import Engine
 from effnet_batch.models.sequence import SequenceClassifier
 from effnet_batch.schema import videos_schema
+from effnet_batch.stages.encode import Encoder
 from effnet_batch.stages.evidence import Track, suspicious_span
 from effnet_batch.stages.lanes import StageClock
-from effnet_batch.stages.look import Reader, View, look
+from effnet_batch.stages.look import look, viewing_of
 from effnet_batch.stages.read import Item
 from effnet_batch.stages.records import Stamp
-from effnet_batch.stages.video import FrameCounts, OpenVideo, video_row
+from effnet_batch.stages.show import View, Viewing
+from effnet_batch.stages.video import FrameCounts, OpenVideo, ShownVideo, video_row
 
 _SCHEMA: Final = videos_schema()
 
@@ -36,7 +38,7 @@ class Member:
     """What it is shown."""
     model: SequenceClassifier
     """Judges clips of embeddings; on the CPU."""
-    engine: Engine
+    encoder: Encoder
     """Runs the model's encoder."""
 
 
@@ -50,14 +52,28 @@ class Scorer:
     """From the video's score to its verdict."""
     min_frames: int = 1
     """Videos of which fewer frames can be read are too short."""
-    face_model: bytes | None = None
-    """The face detector's file, if a member wants faces."""
 
-    def score(self, reader: Reader, row: dict[str, Any], clock: StageClock) -> None:
+    @functools.cached_property
+    def viewings(self) -> tuple[Viewing, ...]:
+        """What videos are shown as: members of one view share frames, and crops of one recipe."""
+        views = dict.fromkeys(member.view for member in self.members)
+        return tuple(
+            viewing_of(
+                view,
+                [
+                    (member.info.preprocessing, member.encoder)
+                    for member in self.members
+                    if member.view == view
+                ],
+            )
+            for view in views
+        )
+
+    def score(self, video: ShownVideo, row: dict[str, Any], clock: StageClock) -> None:
         """Judges one video.
 
         Args:
-            reader: the video.
+            video: is shown in every way of `viewings`, in their order.
             row: gets the columns of `schema.videos_schema`; where an error ends the work, those
                 that were known by then.
             clock: takes the seconds of ``decode`` and ``model``.
@@ -67,29 +83,29 @@ class Scorer:
             NoFaceError: a member wants faces and there are none.
             RecordError: the video cannot be decoded.
         """
-        views = list(dict.fromkeys(member.view for member in self.members))
         counts = FrameCounts()
         seen = []
-        for view in views:
-            members = [member for member in self.members if member.view == view]
-            seen.append((members, self._look(reader, view, members, counts, clock)))
-        row.update(counts.columns(has_faces=any(view.faces for view in views)))
+        for viewing in self.viewings:
+            members = [member for member in self.members if member.view == viewing.view]
+            seen.append((members, self._look(video, viewing, members, counts, clock)))
+        has_faces = any(viewing.view.faces for viewing in self.viewings)
+        row.update(counts.columns(has_faces=has_faces))
         counts.check(self.min_frames, has_tracks=all(tracks for _, tracks in seen))
         with clock.measure("model"):
             row.update(self._judge(seen))
 
     def _look(
         self,
-        reader: Reader,
-        view: View,
+        video: ShownVideo,
+        viewing: Viewing,
         members: list[Member],
         counts: FrameCounts,
         clock: StageClock,
     ) -> list[Track]:
         """Returns the tracks of a view with the logits of its members."""
-        encoders = [(member.info.preprocessing, member.engine) for member in members]
+        encoders = [(member.info.preprocessing, member.encoder) for member in members]
         tracks: list[Track] = []
-        for segment in look(reader, view, encoders, self.face_model, clock):
+        for segment in look(video.show(viewing), viewing, encoders, clock):
             counts.add(segment)
             with clock.measure("model"):
                 judged = [
@@ -97,7 +113,7 @@ class Scorer:
                     for member, vectors in zip(members, segment.embeddings, strict=True)
                 ]
             # Whole frames are one track from end to end; faces are followed within a segment.
-            first = len(tracks) if view.faces else 0
+            first = len(tracks) if viewing.view.faces else 0
             for number, (track, clip) in enumerate(segment.clips):
                 while len(tracks) <= first + track:
                     tracks.append(Track())

@@ -2,19 +2,59 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 from effnet_batch.errors import NoFaceError, RecordError, TooShortError
+from effnet_batch.media.video import VideoInfo
 from effnet_batch.stages.lanes import StageClock
-from effnet_batch.stages.look import Reader, Segment
+from effnet_batch.stages.look import Segment
 from effnet_batch.stages.read import Item
 from effnet_batch.stages.records import Stamp, record_columns
+from effnet_batch.stages.show import Reader, Shown, Viewing, show
 
-OpenVideo = Callable[[bytes], contextlib.AbstractContextManager[Reader]]
-"""Opens a video from its bytes; raises RecordErrors only."""
 
-FillRow = Callable[[Reader, dict[str, Any], StageClock], None]
+class ShownVideo(Protocol):
+    """A video that is shown to models, from this process or from elsewhere."""
+
+    @property
+    def info(self) -> VideoInfo:
+        """Size, length, codec."""
+        ...
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether the file is cut or damaged, as far as it was looked at."""
+        ...
+
+    def show(self, viewing: Viewing) -> Iterator[Shown]:
+        """Shows the video as `show.show` does; to be called for a job's viewings in order."""
+        ...
+
+
+class VideoHere:
+    """A video that is decoded in this process, in the thread that asks."""
+
+    def __init__(self, reader: Reader, face_model: bytes | None, clock: StageClock) -> None:
+        self._reader = reader
+        self._face_model = face_model
+        self._clock = clock
+        self.info = reader.info
+
+    @property
+    def is_partial(self) -> bool:
+        """As the reader says."""
+        return self._reader.is_partial
+
+    def show(self, viewing: Viewing) -> Iterator[Shown]:
+        """Decodes, finds faces and cuts them out."""
+        return show(self._reader, viewing, self._face_model, self._clock)
+
+
+OpenVideo = Callable[[Item], contextlib.AbstractContextManager[ShownVideo]]
+"""Opens the video of an item without an error; raises RecordErrors only."""
+
+FillRow = Callable[[ShownVideo, dict[str, Any], StageClock], None]
 """Looks at a video and puts what it finds into its row; where a RecordError ends the work, what was
 known by then."""
 
@@ -26,19 +66,19 @@ def video_row(
 
     Args:
         item: what `read_items` yields.
-        open_video: bytes to reader; its RecordErrors become the row's status.
+        open_video: its RecordErrors become the row's status.
         fill: adds the job's own columns.
         stamp: goes into the row.
         clock: takes the seconds of ``decode`` and ``model``.
     """
     row: dict[str, Any] = {}
     error = item.error
-    if item.data is not None:
+    if error is None:
         try:
             with contextlib.ExitStack() as stack:
                 with clock.measure("decode"):
-                    reader = stack.enter_context(open_video(item.data))
-                info = reader.info
+                    video = stack.enter_context(open_video(item))
+                info = video.info
                 row.update(
                     duration_seconds=info.duration_seconds,
                     fps=info.fps,
@@ -47,9 +87,9 @@ def video_row(
                     height=info.height,
                 )
                 try:
-                    fill(reader, row, clock)
+                    fill(video, row, clock)
                 finally:
-                    row["is_partial"] = reader.is_partial
+                    row["is_partial"] = video.is_partial
         except RecordError as caught:
             error = caught
     return {**row, **record_columns(item, error, stamp)}
