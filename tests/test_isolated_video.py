@@ -1,11 +1,13 @@
 """Videos decoded in a killable child: the same frames, and every death has its status."""
 
+import contextlib
 import os
 import signal
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from video_files import CLIPS
+from video_files import CLIPS, encode
 
 from effnet_batch.errors import (
     CrashedError,
@@ -20,16 +22,31 @@ from effnet_batch.media.container import VideoLimits
 from effnet_batch.media.isolated_video import IsolatedVideo, open_isolated_video
 from effnet_batch.media.preprocess import Preprocessing
 from effnet_batch.media.video import open_video
+from effnet_batch.storage import spool
 
 CARPHONE = (CLIPS / "carphone_pristine.mp4").read_bytes()
 MIB = 1 << 20
 SMALL = Preprocessing(image_size=64, resize_size=64)
 
 
-def opened(data: bytes, *, limits: VideoLimits | None = None, memory_bytes: int = 1024 * MIB):
-    return open_isolated_video(
-        data, limits or VideoLimits(), timeout_seconds=10, memory_bytes=memory_bytes
-    )
+@contextlib.contextmanager
+def opened(
+    data: bytes,
+    *,
+    limits: VideoLimits | None = None,
+    memory_bytes: int = 1024 * MIB,
+    timeout_seconds: float = 10,
+) -> Iterator[IsolatedVideo]:
+    with (
+        spool([data]) as file,
+        open_isolated_video(
+            file,
+            limits or VideoLimits(),
+            timeout_seconds=timeout_seconds,
+            memory_bytes=memory_bytes,
+        ) as video,
+    ):
+        yield video
 
 
 @pytest.mark.parametrize("preprocessing", [SMALL, None])
@@ -66,8 +83,14 @@ def test_errors_of_the_decoder_come_through(data: bytes, error: type[RecordError
 def test_limits_hold_in_the_child() -> None:
     with pytest.raises(TooLargeError), opened(CARPHONE, limits=VideoLimits(max_pixels=100)):
         pass
-    with pytest.raises(OutOfMemoryError), opened(CARPHONE + bytes(64 * MIB), memory_bytes=32 * MIB):
-        pass
+    large = encode("mjpeg", "mov", size=(8192, 4000), num_frames=1, pixel_format="yuvj420p")
+    with pytest.raises(OutOfMemoryError), opened(large, memory_bytes=32 * MIB) as video:
+        list(video.read([0], SMALL))
+
+
+def test_the_size_of_the_file_takes_no_memory_of_the_child() -> None:
+    with opened(CARPHONE + bytes(256 * MIB), memory_bytes=128 * MIB) as video:
+        assert [frame.index for frame in video.read([0, 119], SMALL)] == [0, 119]
 
 
 def child_of(video: IsolatedVideo) -> int:
@@ -79,9 +102,7 @@ def test_a_crash_names_its_signal_and_a_hang_is_a_timeout() -> None:
         os.kill(child_of(video), signal.SIGSEGV)
         with pytest.raises(CrashedError, match="SIGSEGV"):
             list(video.read([0, 1], SMALL))
-    with open_isolated_video(
-        CARPHONE, VideoLimits(), timeout_seconds=1, memory_bytes=1024 * MIB
-    ) as video:
+    with opened(CARPHONE, timeout_seconds=1) as video:
         pid = child_of(video)
         os.kill(pid, signal.SIGSTOP)
         with pytest.raises(TimeoutRecordError, match="went on for 1 s"):

@@ -1,12 +1,17 @@
 """From sources to encoded items: what is fetched together, how far ahead, and who is told."""
 
+import contextlib
 import dataclasses
 import io
+import itertools
 import os
+import resource
+import tempfile
 import threading
 import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import pyarrow as pa
 import pytest
@@ -35,6 +40,10 @@ class Recorder(Storage):
         self.groups.append([request.uri.rpartition("/")[2] for request in requests])
         return super().read_many(requests, max_bytes=max_bytes)
 
+    def open_whole(self, request: ReadRequest, *, max_bytes: int) -> tuple[BinaryIO, int]:
+        self.groups.append([request.uri.rpartition("/")[2]])
+        return super().open_whole(request, max_bytes=max_bytes)
+
 
 class Made(Recorder):
     """Gives every object the size that its name ends in, in MiB, without storage."""
@@ -44,6 +53,26 @@ class Made(Recorder):
     ) -> list[bytes | RecordError]:
         self.groups.append([request.uri for request in requests])
         return [bytes(int(request.uri.rpartition("-")[2]) * MIB) for request in requests]
+
+    def open(self, uri: str, **options: object) -> BinaryIO:
+        return cast("BinaryIO", Zeros(int(uri.rpartition("-")[2]) * MIB))
+
+
+class Zeros(io.RawIOBase):
+    """A file of zeros that takes no memory."""
+
+    def __init__(self, num_bytes: int) -> None:
+        self._num_bytes = num_bytes
+        self._position = 0
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = offset + (self._num_bytes if whence == io.SEEK_END else 0)
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        data = bytes(min(size, self._num_bytes - self._position))
+        self._position += len(data)
+        return data
 
 
 def source(
@@ -88,6 +117,21 @@ def read(
     )
 
 
+def content_of(item: Item) -> bytes | None:
+    """Returns what the item holds, and closes it."""
+    with contextlib.closing(item):
+        return item.data if item.file is None else item.file.read()
+
+
+def num_spooled() -> int:
+    """Returns how many files without a name this process has open below the temporary folder."""
+    targets, folder = [], tempfile.gettempdir()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            targets.append(os.readlink(f"/proc/self/fd/{name}"))
+    return sum(name.startswith(folder) and name.endswith("(deleted)") for name in targets)
+
+
 @pytest.mark.parametrize(
     ("kind", "sizes", "groups"),
     [
@@ -108,7 +152,7 @@ def test_small_sources_are_fetched_together_and_large_videos_alone(
         sources.append(source(str(tmp_path / str(index)), kind, size))
     storage = Recorder()
     items = read(sources, storage, medium=kind)
-    assert [item.data for item in items] == [b"%d" % i for i in range(len(sizes))]
+    assert [content_of(item) for item in items] == [b"%d" % i for i in range(len(sizes))]
     assert [item.source for item in items] == sources
     assert {item.num_source_records for item in items} == {1}
     assert [len(group) for group in storage.groups] == groups
@@ -227,18 +271,25 @@ def test_a_shard_of_videos_that_breaks_off_is_told_and_not_a_record(tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("kind", "sizes", "most"),
-    [("video", [100] * 5, 2), ("video", [40] * 6, 3), ("image", [20] * 6, 4), ("tar", [5] * 5, 3)],
-    ids=["large videos", "videos", "images", "large members"],
+    [
+        ("video", [60] * 5, 0),
+        ("video", [30] * 6, 4),
+        ("image", [20] * 6, 4),
+        ("tar", [5] * 5, 3),
+        ("tar", [60] * 4, 0),
+    ],
+    ids=["large videos", "videos", "images", "members", "large members"],
 )
 def test_memory_ahead_of_the_decoder_is_bounded(
     kind: str, sizes: list[int], most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = Made()
     sources = [source(f"s3://b/{i}-{size}", kind, size * MIB) for i, size in enumerate(sizes)]
+    num_before = num_spooled()
     if kind == "tar":
-        # As far over smaller bounds, so that the shard is quickly made.
-        monkeypatch.setattr("effnet_batch.stages.read._CHUNK_BYTES", 2 * MIB)
-        monkeypatch.setattr("effnet_batch.stages.read._BYTES_AHEAD", 4 * MIB)
+        if sizes[0] < 32:  # As far over smaller bounds, so that the shard is quickly made.
+            monkeypatch.setattr("effnet_batch.stages.read._CHUNK_BYTES", 2 * MIB)
+            monkeypatch.setattr("effnet_batch.stages.read._BYTES_AHEAD", 4 * MIB)
         shard = make_tar([(f"{i}.mp4", bytes(size * MIB)) for i, size in enumerate(sizes)])
         storage.open = lambda *_, **options: io.BytesIO(shard)  # type: ignore[assignment]
         sources = [source("s3://b/s.tar", kind)]
@@ -253,17 +304,86 @@ def test_memory_ahead_of_the_decoder_is_bounded(
             on_incomplete=lambda source, error: None,
             medium="image" if kind == "image" else "video",
         )
-        num_read = 0
+        num_read = most_spooled = 0
         for item in items:
-            assert len(item.data or b"") == sizes[num_read] * MIB
+            assert item.size_bytes == sizes[num_read] * MIB
+            assert (item.file is not None) == (sizes[num_read] > 32)
             num_read += 1
             # Time for the thread to go as far as it may; the bound holds however long it is.
             threading.Event().wait(0.05)
+            most_spooled = max(most_spooled, num_spooled() - num_before)
+            item.close()
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert num_read == len(sizes)
     assert peak < (most + 0.5) * sizes[0] * MIB
+    assert bool(most_spooled) == (sizes[0] > 32)
+    assert most_spooled <= (5 if kind == "tar" else 3)
+    assert num_spooled() == num_before
+
+
+def test_large_videos_are_files_and_a_local_one_stays_where_it_is(
+    s3: S3Server, s3_prefix: str, tmp_path: Path
+) -> None:
+    data = bytes(range(256)) * (33 << 12)
+    path = tmp_path / "large.mp4"
+    path.write_bytes(data)
+    storage = Storage()
+    storage.write(f"{s3_prefix}large.mp4", data)
+    uris = [str(path), f"{s3_prefix}large.mp4"]
+    for uri, size in itertools.product(uris, (None, len(data))):
+        (item,) = read([source(uri, "video", size)], storage, medium="video")
+        assert item.file is not None
+        assert (item.data, item.size_bytes, item.num_source_records) == (None, len(data), 1)
+        is_in_place = os.path.samestat(os.fstat(item.file.fileno()), path.stat())
+        assert is_in_place == (uri == str(path))
+        assert content_of(item) == data
+        (refused,) = read([source(uri, "video", size)], storage, max_bytes=len(data) - 1)
+        assert isinstance(refused.error, TooLargeError)
+    # A file that is written to while it is worked on gives no bytes of two versions.
+    (version,) = source_version(build_manifest(str(path), storage, medium="video")).to_pylist()
+    one = dataclasses.replace(source(str(path), "video", len(data)), source_version=version)
+    (item,) = read([one], storage)
+    assert item.file is not None
+    item.file.read(1000)
+    with path.open("r+b") as file:
+        file.write(b"other")
+    os.utime(path, ns=(1, 1))
+    item.file.seek(20 * MIB)
+    with pytest.raises(FetchError, match="was changed since it was listed"):
+        item.file.read(1000)
+    item.close()
+
+
+@pytest.mark.parametrize("kind", ["video", "tar"])
+def test_a_full_disk_is_said_and_the_video_is_tried_again_later(
+    kind: str, s3: S3Server, s3_prefix: str
+) -> None:
+    data = bytes(33 * MIB)
+    if kind == "tar":
+        data = make_tar([("a.mp4", b"a"), ("b.mp4", b"b"), ("c.mp4", data)])
+    Storage().write(f"{s3_prefix}v", data)
+    told: list[str] = []
+    num_before, before = num_spooled(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The kernel then refuses to let any file grow further, as a full disk does.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20 * MIB, before[1]))
+    try:
+        items = read(
+            [source(f"{s3_prefix}v", kind, len(data))], Storage(), medium="video", incomplete=told
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert num_spooled() == num_before
+    if kind == "tar":
+        # What came before it counts; the shard is not done.
+        assert told == [f"{s3_prefix}v"]
+        assert [(item.data, item.num_source_records) for item in items] == [(b"a", None)]
+        return
+    (error,) = [item.error for item in items]
+    assert isinstance(error, FetchError)
+    assert (error.error_type, error.is_transient) == ("NoSpaceError", True)
+    assert "no space is left; free some space there, point TMPDIR" in str(error)
 
 
 class Bounded(Made):

@@ -134,3 +134,42 @@ def test_videos_over_the_limit_are_too_large_and_those_not_wanted_are_not_read()
 def test_unknown_media_are_refused() -> None:
     with pytest.raises(ValueError, match="audio"):
         read("tar", make_tar(MIXED), medium="audio")
+
+
+@pytest.mark.parametrize("kind", ["tar", "tar gz", "zip", "parquet"])
+def test_large_videos_are_files_of_this_machine_and_images_never(kind: str) -> None:
+    large = bytes(range(256)) * (33 << 12)
+    files = [("a.mp4", b"a"), ("b.mp4", large), ("c.mp4", b"c"), ("b.jpg", large)]
+    if kind == "parquet":
+        data = make_parquet(
+            pa.table({"video": [b for _, b in files[:3]], "image": [b"i", large, b"j"]}), 1
+        )
+    else:
+        data = make_zip(files) if kind == "zip" else make_tar(files)
+        data = COMPRESSIONS["gz"](data) if kind == "tar gz" else data
+    kind = kind.partition(" ")[0]
+    small, middle, last = read(kind, data, medium="video")
+    assert [(m.data, m.file, m.error) for m in (small, last)] == [
+        (b"a", None, None),
+        (b"c", None, None),
+    ]
+    assert (middle.data, middle.size_bytes, middle.error) == (None, len(large), None)
+    assert middle.file is not None
+    with middle.file as file:
+        assert file.read() == large
+    images = read(kind, data)
+    assert large in [image.data for image in images]
+    assert {image.file for image in images} == {None}
+
+
+def test_a_large_member_that_is_cut_or_lies_about_its_size_is_damage() -> None:
+    data = make_tar([("a.mp4", b"a"), ("b.mp4", bytes(40 << 20))])
+    assert whats(read("tar", data[: 30 << 20], medium="video")) == [
+        ("a.mp4", "ok"),
+        ("b.mp4", "decode_error"),
+    ]
+    whole = make_zip([("b.mp4", bytes(40 << 20))])
+    position = whole.rindex(b"PK\1\2") + 24
+    assert int.from_bytes(whole[position : position + 4], "little") == 40 << 20
+    lying = whole[:position] + (41 << 20).to_bytes(4, "little") + whole[position + 4 :]
+    assert whats(read("zip", lying, medium="video")) == [("b.mp4", "decode_error")]

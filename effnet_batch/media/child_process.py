@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import Final
 
 from effnet_batch.errors import CrashedError, JobError, OutOfMemoryError, RecordError
@@ -52,13 +53,16 @@ class NonsenseError(Exception):
 class ChildProcess:
     """One running child process and the pipes to it."""
 
-    def __init__(self, module: str, settings_json: str, ready: bytes) -> None:
+    def __init__(
+        self, module: str, settings_json: str, ready: bytes, *, descriptors: Sequence[int] = ()
+    ) -> None:
         """Starts the child and waits until it is ready.
 
         Args:
             module: dotted name of the module whose ``serve`` runs in the child.
             settings_json: its argument.
             ready: what it sends first.
+            descriptors: open files that it inherits under the same numbers.
 
         Raises:
             JobError: it does not start, which is no fault of what it is to decode.
@@ -73,6 +77,7 @@ class ChildProcess:
             stderr=self._stderr,
             env=_environment(),
             bufsize=0,
+            pass_fds=descriptors,
             # Ctrl-C is for the parent; it would look like a crash of whatever is being decoded.
             start_new_session=True,
         )

@@ -1,6 +1,7 @@
 """Decoding a video in a killable child process, for one that may kill or hang its decoder.
 
-What the child answers (`effnet_batch.media.video_process`) is checked against what can be right.
+The child inherits the open file of the video. What it answers (`effnet_batch.media.video_process`)
+is checked against what can be right.
 """
 
 import contextlib
@@ -8,7 +9,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -49,17 +50,17 @@ _INFO_KINDS: Final[dict[str, Any]] = {
 
 @contextlib.contextmanager
 def open_isolated_video(
-    data: bytes, limits: VideoLimits, *, timeout_seconds: float, memory_bytes: int
+    file: BinaryIO, limits: VideoLimits, *, timeout_seconds: float, memory_bytes: int
 ) -> Iterator["IsolatedVideo"]:
     """Opens a video like `open_video`, in a child process that ends with the context.
 
     Args:
-        data: the whole file.
+        file: the whole video in an open file with a descriptor that nobody else reads from
+            meanwhile, such as `storage.spool` makes. The child gets it as it is, so give it none
+            that matters to somebody else.
         limits: what a video may cost.
-        timeout_seconds: longest wait for the child's next answer, the transfer of the video to it
-            included.
-        memory_bytes: address space that the child may take on top of what it has mapped before,
-            the encoded video included.
+        timeout_seconds: longest wait for the child's next answer.
+        memory_bytes: address space that the child may take on top of what it has mapped before.
 
     Raises:
         RecordError: whatever `open_video` raised in the child.
@@ -72,10 +73,12 @@ def open_isolated_video(
         "limits": dataclasses.asdict(limits),
         "timeout_seconds": timeout_seconds,
         "memory_bytes": memory_bytes,
+        "video_descriptor": file.fileno(),
     }
-    child = ChildProcess(_MODULE, json.dumps(settings), MESSAGE.pack(KIND_READY, 0, 0, 0, 0))
+    ready = MESSAGE.pack(KIND_READY, 0, 0, 0, 0)
+    child = ChildProcess(_MODULE, json.dumps(settings), ready, descriptors=[file.fileno()])
     try:
-        yield IsolatedVideo(child, data, limits, timeout_seconds)
+        yield IsolatedVideo(child, limits, timeout_seconds)
     finally:
         child.end()
 
@@ -83,15 +86,12 @@ def open_isolated_video(
 class IsolatedVideo:
     """A video in a child process, to be used like `VideoReader`; made by `open_isolated_video`."""
 
-    def __init__(
-        self, child: ChildProcess, data: bytes, limits: VideoLimits, timeout_seconds: float
-    ) -> None:
+    def __init__(self, child: ChildProcess, limits: VideoLimits, timeout_seconds: float) -> None:
         self._child = child
         self._limits = limits
         self._timeout_seconds = timeout_seconds
         self._is_partial = False
         with self._deaths():
-            self._ask(data)
             self.info: VideoInfo = self._read_info()
             self.pts_seconds: npt.NDArray[np.float64] = self._read_times()
         self._check_info()

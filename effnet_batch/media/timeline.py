@@ -18,7 +18,7 @@ import av.error
 import numpy as np
 import numpy.typing as npt
 
-from effnet_batch.errors import DecodeError, TooLargeError
+from effnet_batch.errors import DecodeError, OutOfMemoryError, TooLargeError
 from effnet_batch.media.container import (
     ByteSource,
     OpenedVideo,
@@ -269,6 +269,8 @@ def _count_frames(source: ByteSource, limits: VideoLimits, *, is_partial: bool) 
             first_frame = first_frame or frame
             times.append(frame.pts)
         if first_frame is None:
+            if isinstance(last_error, MemoryError):
+                raise OutOfMemoryError("out of memory while decoding this video")
             reason = last_error or DecodeError("it has no pictures")
             raise DecodeError(describe("no frame of this video can be decoded", reason))
         known = [time for time in times if time is not None]

@@ -2,7 +2,6 @@
 
 ::
 
-    parent -> child   length (u64), encoded video
     child -> parent   KIND_VIDEO  payload: `VideoInfo` in JSON
                       KIND_TIMES  payload: presentation times, float64
     and then, any number of times,
@@ -10,8 +9,9 @@
     child -> parent   KIND_FRAME  width, height, index, payload: pixels; any number of times
                       KIND_END    index: 1 if the video is partial, else 0
 
-Every message of the child has the head `MESSAGE`; an error ends the exchange, its payload being a
-message in UTF-8 (`decoder_process.KIND_ERRORS`). Numbers are little-endian.
+The video is an open file that the child inherits. Every message of the child has the head
+`MESSAGE`; an error ends the exchange, its payload being a message in UTF-8
+(`decoder_process.KIND_ERRORS`). Numbers are little-endian.
 """
 
 import dataclasses
@@ -49,8 +49,9 @@ def serve(settings_json: str) -> None:
     """Decodes one video for the parent until it closes the pipe or is gone.
 
     Args:
-        settings_json: ``limits`` as the fields of `VideoLimits`, ``timeout_seconds``, and
-            ``memory_bytes``: address space allowed on top of what is mapped before the video.
+        settings_json: ``limits`` as the fields of `VideoLimits`, ``timeout_seconds``,
+            ``video_descriptor``: the open file, and ``memory_bytes``: address space allowed on top
+            of what is mapped before the video.
     """
     settings = json.loads(settings_json)
     requests = os.fdopen(os.dup(0), "rb")
@@ -61,9 +62,11 @@ def serve(settings_json: str) -> None:
     limit_resources(settings["memory_bytes"])
     answers.send(KIND_READY)
     try:
-        data = _receive(requests)
         answers.arm()
-        with open_video(data, VideoLimits(**settings["limits"])) as reader:
+        with (
+            open(settings["video_descriptor"], "rb") as file,
+            open_video(file, VideoLimits(**settings["limits"])) as reader,
+        ):
             answers.send(KIND_VIDEO, payload=json.dumps(dataclasses.asdict(reader.info)).encode())
             answers.send(KIND_TIMES, payload=reader.pts_seconds.astype("<f8").tobytes())
             while text := _receive(requests):

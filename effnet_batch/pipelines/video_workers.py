@@ -1,16 +1,17 @@
 """What the actors of every job on videos share: units in, committed rows out.
 
 A lane of an actor works on one video: it decodes, finds faces and runs the model. What an actor
-holds at most: its models; per lane two encoded videos, a decoder, a batch of the model's input and
-the embeddings of a segment (at most ``max_frames`` times the faces of a frame); and what
-`stages.read` reads ahead.
+holds at most: its models; per lane an encoded video of at most 32 MiB (larger ones lie on disk), a
+decoder, a batch of the model's input and the embeddings of a segment (at most ``max_frames`` times
+the faces of a frame); one video more, and what `stages.read` reads ahead. Its disk holds the large
+ones among these, twice those that are decoded in a child.
 """
 
 import abc
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import pyarrow as pa
 
@@ -32,13 +33,13 @@ from effnet_batch.stages.read import Item, OutageGuard
 from effnet_batch.stages.show import Reader, Viewing
 from effnet_batch.stages.video import OpenVideo, VideoHere
 from effnet_batch.stages.watchdog import Watchdog
-from effnet_batch.storage import Storage
+from effnet_batch.storage import Storage, spool, spool_stream
 
 _BATCHES_ON_GPU: Final = 2
 """Run at once, so that one is copied to the card while it computes another."""
 
-OpenReader = Callable[[bytes], contextlib.AbstractContextManager[Reader]]
-"""Opens a video from its bytes; raises RecordErrors only."""
+OpenReader = Callable[[bytes | BinaryIO], contextlib.AbstractContextManager[Reader]]
+"""Opens a video from its bytes or a file; raises RecordErrors only."""
 
 
 class VideoWorker(abc.ABC):
@@ -81,8 +82,8 @@ class VideoWorker(abc.ABC):
 
             @contextlib.contextmanager
             def open_one(item: Item) -> Iterator[VideoHere]:
-                assert item.data is not None
-                with open_reader(item.data) as reader:
+                assert item.content is not None
+                with open_reader(item.content) as reader:
                     yield VideoHere(reader, face_model, clock)
 
             def work(batch: list[Item]) -> pa.Table:
@@ -139,23 +140,30 @@ def _opener(limits: VideoLimitSettings, *, is_suspect: bool) -> Iterator[OpenRea
     video_limits = VideoLimits(max_pixels=limits.max_pixels)
     if is_suspect:
 
-        def open_in_child(data: bytes) -> contextlib.AbstractContextManager[Reader]:
-            return open_isolated_video(
-                data,
-                video_limits,
-                timeout_seconds=limits.timeout_seconds,
-                memory_bytes=limits.max_decode_memory_bytes,
-            )
+        @contextlib.contextmanager
+        def open_in_child(source: bytes | BinaryIO) -> Iterator[Reader]:
+            # A copy: what may be written to by others, or is somebody's own file, is not for it.
+            copy = spool([source]) if isinstance(source, bytes) else spool_stream(source)
+            with (
+                copy as file,
+                open_isolated_video(
+                    file,
+                    video_limits,
+                    timeout_seconds=limits.timeout_seconds,
+                    memory_bytes=limits.max_decode_memory_bytes,
+                ) as reader,
+            ):
+                yield reader
 
         yield open_in_child
         return
     with Watchdog(limits.timeout_seconds, end_process) as watchdog:
 
         @contextlib.contextmanager
-        def open_watched(data: bytes) -> Iterator[Reader]:
+        def open_watched(source: bytes | BinaryIO) -> Iterator[Reader]:
             with contextlib.ExitStack() as stack:
                 with watchdog.step():
-                    reader = stack.enter_context(open_video(data, video_limits))
+                    reader = stack.enter_context(open_video(source, video_limits))
                 yield _WatchedVideo(reader, watchdog)
 
         yield open_watched

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO, Final
 
 from effnet_batch import schema
-from effnet_batch.errors import DecodeError, RecordError
+from effnet_batch.errors import DecodeError, FetchError, RecordError
 from effnet_batch.shards.member import (
     IMAGE_EXTENSIONS,
+    MAX_HELD_BYTES,
     VIDEO_EXTENSIONS,
     Census,
     IsWanted,
@@ -34,6 +35,7 @@ from effnet_batch.shards.zip import iter_zip
 __all__ = [
     "IMAGE_COLUMNS",
     "IMAGE_EXTENSIONS",
+    "MAX_HELD_BYTES",
     "VIDEO_COLUMNS",
     "VIDEO_EXTENSIONS",
     "IsWanted",
@@ -78,11 +80,12 @@ def iter_members(
         image_column: Parquet column that holds the members; None recognises the usual ones.
 
     Yields:
-        Members with ``data`` or ``error``. The shard's last member carries ``num_members``; when
-        it is not wanted no member does.
+        Members with ``data``, ``file`` or ``error``. The shard's last member carries
+        ``num_members``; when it is not wanted no member does.
 
     Raises:
-        FetchError: the stream failed; what was yielded is an incomplete reading of the shard.
+        FetchError: the stream failed, or this machine's disk is full; what was yielded is an
+            incomplete reading of the shard.
         OutageError: storage went away.
     """
     if medium not in schema.MEDIA:
@@ -122,7 +125,8 @@ def _with_damage(items: _Items, source: Source, census: Census, medium: str) -> 
         # A failed read is no damage, whatever a format library made of it on the way up.
         if source.failure is not None:
             raise source.failure from None
-        if not isinstance(error, (RecordError, *_SURPRISES)):
+        # Nor is a full disk of this machine.
+        if isinstance(error, FetchError) or not isinstance(error, (RecordError, *_SURPRISES)):
             raise
         if not isinstance(error, RecordError):
             what = f"{type(error).__name__}: {error}"

@@ -21,6 +21,9 @@ VIDEO_EXTENSIONS: Final = frozenset(
 MAX_NAME_CHARS: Final = 4096
 """Longer member names are cut here and told apart by a hash, before their extension."""
 
+MAX_HELD_BYTES: Final = 32 << 20
+"""Larger videos are not held in memory but spooled to this machine's disk."""
+
 MAX_EXPANSION: Final = 100
 """How many times its own size a compressed shard may unpack to, over ``4 * max_bytes``."""
 
@@ -30,7 +33,7 @@ IsWanted = Callable[[str | None, int], bool]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Member:
-    """One image or video of a shard, or why there is none: just one of data and error is set."""
+    """One image or video of a shard, or why there is none: one of data, file and error is set."""
 
     name: str | None
     """Name inside the shard as valid UTF-8; None stands for all that could not be read."""
@@ -38,6 +41,8 @@ class Member:
     """How often this name came before in the same shard."""
     data: bytes | None = None
     """The encoded image or video."""
+    file: BinaryIO | None = None
+    """A video over `MAX_HELD_BYTES`, seekable; closed by who takes the member."""
     error: RecordError | None = None
     """Why there are no bytes."""
     size_bytes: int | None = None
@@ -174,6 +179,11 @@ def member_name(raw: bytes) -> str:
         digest = hashlib.sha256(name.encode()).hexdigest()[:32]
         return f"{name[:MAX_NAME_CHARS]}~{digest}.{extension}"
     return name
+
+
+def is_spooled(medium: str, size_bytes: int) -> bool:
+    """Tells whether a member comes as a file; images always come as bytes."""
+    return medium == KIND_VIDEO and size_bytes > MAX_HELD_BYTES
 
 
 def max_unpacked_bytes(size_bytes: int, max_bytes: int) -> int:

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 
 from effnet_batch.errors import DecodeError, RecordError, TooLargeError, UnsupportedError
 from effnet_batch.schema import KIND_IMAGE, KIND_VIDEO
-from effnet_batch.shards.member import Census, Member, Source, member_name
+from effnet_batch.shards.member import Census, Member, Source, is_spooled, member_name
+from effnet_batch.storage import spool
 
 IMAGE_COLUMNS: Final = ("image", "img", "bytes", "jpg", "png", "content")
 """Names under which a binary column is taken for the images."""
@@ -106,7 +107,9 @@ def iter_parquet(
         )
     first_row = 0
     for group, num_rows in enumerate(group_rows):
-        yield from _iter_group(file, group, first_row, num_rows, column, source, census, max_bytes)
+        yield from _iter_group(
+            file, group, first_row, num_rows, column, source, census, max_bytes, medium
+        )
         first_row += num_rows
 
 
@@ -119,6 +122,7 @@ def _iter_group(
     source: Source,
     census: Census,
     max_bytes: int,
+    medium: str,
 ) -> Iterator[Member | None]:
     names = [f"row-{first_row + row}" for row in range(num_rows)]
     if column.has_path:
@@ -138,7 +142,13 @@ def _iter_group(
                 else:
                     where = f"{source.uri}: member {names[row]}"
                     yield _member(
-                        names[row], occurrence, cells[index], labels[index], where, max_bytes
+                        names[row],
+                        occurrence,
+                        cells[index],
+                        labels[index],
+                        where,
+                        max_bytes,
+                        medium,
                     )
                 row += 1
     except _DAMAGE as error:
@@ -205,7 +215,13 @@ def _iter_batches(
 
 
 def _member(
-    name: str, occurrence: int, cell: pa.Scalar, label: str | None, where: str, max_bytes: int
+    name: str,
+    occurrence: int,
+    cell: pa.Scalar,
+    label: str | None,
+    where: str,
+    max_bytes: int,
+    medium: str,
 ) -> Member:
     error: RecordError
     if not cell.is_valid:
@@ -215,6 +231,9 @@ def _member(
     if buffer.size > max_bytes:
         error = TooLargeError(f"{where}: {buffer.size} bytes, allowed: {max_bytes}")
         return Member(name, occurrence, error=error, size_bytes=buffer.size, label=label)
+    if is_spooled(medium, buffer.size):
+        file = spool([memoryview(buffer)])
+        return Member(name, occurrence, file=file, size_bytes=buffer.size, label=label)
     data = buffer.to_pybytes()
     return Member(name, occurrence, data=data, size_bytes=len(data), label=label)
 

@@ -20,10 +20,12 @@ from effnet_batch.shards.member import (
     Label,
     Member,
     Source,
+    is_spooled,
     max_unpacked_bytes,
     medium_of,
     member_name,
 )
+from effnet_batch.storage import PIECE_BYTES, spool
 
 _BLOCK: Final = 512
 _MAX_HEADER_BYTES: Final = 1 << 20
@@ -103,6 +105,7 @@ def _iter_archive(
         where = f"{source.uri}: member {name}"
         error: RecordError | None = None
         data: bytes | None = None
+        file: BinaryIO | None = None
         damage: DecodeError | TooLargeError | None = None
         try:
             if is_sparse:
@@ -111,12 +114,22 @@ def _iter_archive(
             elif size > max_bytes:
                 error = TooLargeError(f"{where}: {size} bytes, allowed: {max_bytes}")
                 archive.skip(size)
+            elif is_spooled(medium, size):
+                file = archive.spool(size)
             else:
                 data = archive.read(size)
         except (DecodeError, TooLargeError) as caught:
             damage = caught
             error = error or DecodeError(f"{caught}: member {name}")
-        yield Member(name, occurrence, data=data, error=error, size_bytes=size, label=text_before)
+        yield Member(
+            name,
+            occurrence,
+            data=data,
+            file=file,
+            error=error,
+            size_bytes=size,
+            label=text_before,
+        )
         if isinstance(damage, _CutError):
             return
         if damage is not None:
@@ -199,6 +212,19 @@ class _Archive:
         """
         self._padding = -size % _BLOCK
         return self._read_exactly(size, "in a member")
+
+    def spool(self, size: int) -> BinaryIO:
+        """Returns the ``size`` bytes of the current entry as a file of this machine.
+
+        Raises:
+            FetchError: there is no room for it.
+            RecordError: as for `read`.
+        """
+        self._padding = -size % _BLOCK
+        starts = range(0, size, PIECE_BYTES)
+        return spool(
+            self._read_exactly(min(PIECE_BYTES, size - start), "in a member") for start in starts
+        )
 
     def skip(self, size: int) -> None:
         """Passes over the current entry, by seeking where the tar is not compressed."""

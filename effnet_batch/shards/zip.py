@@ -1,21 +1,24 @@
 """Zip archives: the members their central directory lists, inflated under a bound."""
 
+import os
 import stat
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
-from typing import Final
+from typing import BinaryIO, Final
 
 from effnet_batch.errors import DecodeError, RecordError, TooLargeError, UnsupportedError
 from effnet_batch.shards.member import (
     Census,
     Member,
     Source,
+    is_spooled,
     max_unpacked_bytes,
     medium_of,
     member_name,
 )
+from effnet_batch.storage import spool_stream
 
 # The other methods cannot be inflated step by step by zipfile, so a bomb could not be stopped.
 _METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -67,13 +70,16 @@ def iter_zip(
         if occurrence is None:
             yield None
             continue
-        result = _read(archive, info, f"{source.uri}: member {name}", max_bytes)
+        where = f"{source.uri}: member {name}"
+        result = _read(archive, info, where, max_bytes, medium)
         if source.failure is not None:
             raise source.failure
         if isinstance(result, RecordError):
             yield Member(name, occurrence, error=result, size_bytes=info.file_size)
-        else:
+        elif isinstance(result, bytes):
             yield Member(name, occurrence, data=result, size_bytes=len(result))
+        else:
+            yield Member(name, occurrence, file=result, size_bytes=info.file_size)
 
 
 def _name(info: zipfile.ZipInfo) -> str:
@@ -87,8 +93,8 @@ def _name(info: zipfile.ZipInfo) -> str:
 
 
 def _read(
-    archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str, max_bytes: int
-) -> bytes | RecordError:
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str, max_bytes: int, medium: str
+) -> bytes | BinaryIO | RecordError:
     if info.flag_bits & _FLAG_ENCRYPTED:
         return UnsupportedError(f"{where}: is encrypted")
     if info.compress_type not in _METHODS:
@@ -97,13 +103,19 @@ def _read(
         )
     if info.file_size > max_bytes:
         return TooLargeError(f"{where}: {info.file_size} bytes, allowed: {max_bytes}")
+    content: bytes | BinaryIO
     try:
         with archive.open(info) as stream:
             # zipfile gives out no more than the declared size, then checks the CRC, so a
             # directory that lies about sizes ends here as damage.
-            data = stream.read(info.file_size + 1)
+            if is_spooled(medium, info.file_size):
+                content = spool_stream(stream)
+                size_bytes = os.fstat(content.fileno()).st_size
+            else:
+                content = stream.read(info.file_size + 1)
+                size_bytes = len(content)
     except _DAMAGE as error:
         return DecodeError(f"{where}: {error}")
-    if len(data) != info.file_size:
-        return DecodeError(f"{where}: {len(data)} bytes, declared: {info.file_size}")
-    return data
+    if size_bytes != info.file_size:
+        return DecodeError(f"{where}: {size_bytes} bytes, declared: {info.file_size}")
+    return content

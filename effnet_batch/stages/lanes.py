@@ -82,5 +82,5 @@ def _next_batch(stream: Iterator[Item], batch_size: int) -> list[Item]:
         if item is None:
             break
         batch.append(item)
-        num_bytes += len(item.data or b"")
+        num_bytes += item.num_bytes_kept
     return batch

@@ -4,17 +4,18 @@ import collections
 import dataclasses
 import threading
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import BinaryIO, Final
 
 import pyarrow as pa
 
 from effnet_batch.errors import FetchError, OutageError, RecordError, TooLargeError
 from effnet_batch.schema import KIND_IMAGE, KIND_VIDEO, MEDIA, record_id
-from effnet_batch.shards import iter_members
+from effnet_batch.shards import MAX_HELD_BYTES, iter_members
 from effnet_batch.storage import ReadRequest, Storage
 
 _CHUNK_ITEMS: Final = 32
-_CHUNK_BYTES: Final = 32 << 20
+# Nothing larger is held with others; of videos, nothing larger is held at all.
+_CHUNK_BYTES: Final = MAX_HELD_BYTES
 # One video keeps a decoder busy for longer than its fetch takes, so a few at once are enough.
 _CHUNK_VIDEOS: Final = 8
 _CHUNKS_AHEAD: Final = 2
@@ -48,17 +49,35 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One encoded image or video, or why there is none."""
+    """One encoded image or video, or why there is none: one of data, file and error is set."""
 
     source: Source
     member: str | None = None
     occurrence: int = 0
     data: bytes | None = None
+    """Images, and videos of at most 32 MiB."""
+    file: BinaryIO | None = None
+    """Larger videos: seekable, on this machine's disk; closed by who works on the item."""
     error: RecordError | None = None
     size_bytes: int | None = None
     label: str | None = None
     num_source_records: int | None = None
     """How many records the source has; only on its last one."""
+
+    @property
+    def content(self) -> bytes | BinaryIO | None:
+        """The encoded image or video, wherever it is."""
+        return self.data if self.file is None else self.file
+
+    @property
+    def num_bytes_kept(self) -> int:
+        """Bytes that this item takes of memory or disk."""
+        return len(self.data or b"") if self.file is None else self.size_bytes or 0
+
+    def close(self) -> None:
+        """Gives back the item's file, if it has one."""
+        if self.file is not None:
+            self.file.close()
 
 
 def sources_from_table(table: pa.Table) -> list[Source]:
@@ -104,8 +123,10 @@ def read_items(
 ) -> Iterator[Item]:
     """Yields the images, or videos, of the sources in order, fetched a little ahead in a thread.
 
-    Small ones are fetched together; a video that is large, or of unknown size, alone. Beside the
-    item that is worked on, at most 96 MiB and one item more, in a shard two, are held ready.
+    Small ones are fetched together; a video that is large, or of unknown size, alone. A video over
+    32 MiB is not held: a local file is opened where it is, all else is spooled to a temporary file
+    of this machine. Beside what is worked on, at most 96 MiB and one image more, in a shard two,
+    are held ready; of the spooled videos one, in a shard two.
 
     Args:
         sources: what to read.
@@ -179,8 +200,12 @@ def _read_plain(
 ) -> Iterator[list[Item]]:
     """Yields the items of a group; those that are much larger than was to be expected alone."""
     requests = [ReadRequest(s.uri, s.fetch_uri, s.etag, _file_version(s)) for s in group]
+    is_video = group[0].kind == KIND_VIDEO
     is_guess = len(group) > 1 and any(source.size_bytes is None for source in group)
-    limit = min(max_bytes, _CHUNK_BYTES) if is_guess else max_bytes
+    limit = min(max_bytes, _CHUNK_BYTES) if is_guess or is_video else max_bytes
+    if is_video and (group[0].size_bytes or 0) > limit:  # A group of its own.
+        yield [_open_large(group[0], requests[0], storage, max_bytes)]
+        return
     items = []
     results = storage.read_many(requests, max_bytes=limit)
     for source, request, result in zip(group, requests, results, strict=True):
@@ -189,11 +214,23 @@ def _read_plain(
             continue
         if items:
             yield items
-        (whole,) = storage.read_many([request], max_bytes=max_bytes)
-        yield [_plain_item(source, whole, usual)]
+        if is_video:
+            yield [_open_large(source, request, storage, max_bytes)]
+        else:
+            (whole,) = storage.read_many([request], max_bytes=max_bytes)
+            yield [_plain_item(source, whole, usual)]
         items = []
     if items:
         yield items
+
+
+def _open_large(source: Source, request: ReadRequest, storage: Storage, max_bytes: int) -> Item:
+    """Returns a video that is too large to be held, as a file."""
+    try:
+        file, size_bytes = storage.open_whole(request, max_bytes=max_bytes)
+    except RecordError as error:
+        return Item(source, error=error, size_bytes=source.size_bytes, num_source_records=1)
+    return Item(source, file=file, size_bytes=size_bytes, num_source_records=1)
 
 
 def _plain_item(source: Source, result: bytes | RecordError, usual: _UsualSize) -> Item:
@@ -234,6 +271,7 @@ def _read_shard(
                     member=member.name,
                     occurrence=member.occurrence,
                     data=member.data,
+                    file=member.file,
                     error=member.error,
                     size_bytes=member.size_bytes,
                     label=member.label,
@@ -262,7 +300,7 @@ def _chunked(items: Iterator[Item]) -> Iterator[list[Item]]:
     num_bytes = 0
     for item in items:
         chunk.append(item)
-        num_bytes += len(item.data or b"")
+        num_bytes += item.num_bytes_kept
         if len(chunk) == _CHUNK_ITEMS or num_bytes >= _CHUNK_BYTES:
             yield chunk
             chunk, num_bytes = [], 0
@@ -293,7 +331,7 @@ def _ahead(chunks: Iterator[list[Item]]) -> Iterator[list[Item]]:
     def work() -> None:
         try:
             for chunk in chunks:
-                put(chunk, sum(len(item.data or b"") for item in chunk))
+                put(chunk, sum(item.num_bytes_kept for item in chunk))
                 if is_stopped:
                     return
             put(None)

@@ -65,7 +65,7 @@ def video_row(
     """Returns a video's row: what the job made of it, or why it could make nothing.
 
     Args:
-        item: what `read_items` yields.
+        item: what `read_items` yields; it is closed.
         open_video: its RecordErrors become the row's status.
         fill: adds the job's own columns.
         stamp: goes into the row.
@@ -76,6 +76,7 @@ def video_row(
     if error is None:
         try:
             with contextlib.ExitStack() as stack:
+                stack.callback(item.close)
                 with clock.measure("decode"):
                     video = stack.enter_context(open_video(item))
                 info = video.info

@@ -6,6 +6,7 @@ secret in it.
 
 from effnet_batch.storage.dispatch import Storage
 from effnet_batch.storage.objects import ObjectInfo, ReadRequest, StorageOptions
+from effnet_batch.storage.spool import PIECE_BYTES, spool, spool_stream
 from effnet_batch.storage.uris import (
     canonical_uri,
     check_uri,
@@ -17,6 +18,7 @@ from effnet_batch.storage.uris import (
 )
 
 __all__ = [
+    "PIECE_BYTES",
     "ObjectInfo",
     "ReadRequest",
     "Storage",
@@ -28,4 +30,6 @@ __all__ = [
     "redact",
     "scheme_of",
     "split_signature",
+    "spool",
+    "spool_stream",
 ]

@@ -1,13 +1,15 @@
 """The one door to storage: every read and write of the package goes through :class:`Storage`."""
 
+import contextlib
 import hashlib
+import io
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO, TypeVar, cast
 
-from effnet_batch.errors import FetchError, RecordError
+from effnet_batch.errors import FetchError, RecordError, TooLargeError
 from effnet_batch.storage.objects import (
     Backend,
     ObjectInfo,
@@ -15,6 +17,7 @@ from effnet_batch.storage.objects import (
     Span,
     StorageOptions,
 )
+from effnet_batch.storage.spool import spool_stream
 from effnet_batch.storage.uris import LOCAL, S3, WEB_SCHEMES, scheme_of
 
 _Item = TypeVar("_Item")
@@ -135,6 +138,36 @@ class Storage:
             return open_local(ReadRequest(uri, version=version))
         backend = self._backend(fetch_uri or uri)
         return cast("BinaryIO", open_ranged(backend, ReadRequest(uri, fetch_uri, etag)))
+
+    def open_whole(self, request: ReadRequest, *, max_bytes: int) -> tuple[BinaryIO, int]:
+        """Opens an object as a seekable file of this machine, for one that is read here and there.
+
+        A local file is opened where it is, and every read may raise ``FetchError`` as with `open`;
+        all else is first spooled to a temporary file, which is gone when it is closed.
+
+        Args:
+            request: what to read.
+            max_bytes: over it the object is given up, before it is read.
+
+        Returns:
+            The file, and its size in bytes.
+        """
+        uri = request.uri
+        stream = self.open(
+            uri, etag=request.etag, version=request.version, fetch_uri=request.fetch_uri
+        )
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(stream)
+            size_bytes = stream.seek(0, io.SEEK_END)
+            stream.seek(0)
+            if size_bytes > max_bytes:
+                raise TooLargeError(
+                    f"{uri} holds {size_bytes} bytes, over the limit of {max_bytes}"
+                )
+            if scheme_of(uri) != LOCAL:
+                return spool_stream(stream), size_bytes
+            stack.pop_all()
+        return stream, size_bytes
 
     def info(self, uri: str) -> ObjectInfo:
         """Returns size, etag and mtime of an object."""

@@ -28,7 +28,10 @@ class RangedFile(io.RawIOBase):
         elif len(self._ahead.data) < READ_AHEAD_BYTES:
             self._size_bytes = len(self._ahead.data)
         else:
-            self._size_bytes = backend.info(request.uri).size_bytes or 0
+            size_bytes = backend.info(request.uri).size_bytes
+            if size_bytes is None:
+                raise FetchError(f"{request.uri}: the server does not say how many bytes it has")
+            self._size_bytes = size_bytes
         etag = request.etag or self._ahead.etag
         self._request = ReadRequest(request.uri, request.fetch_uri, etag)
 
