@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from effnet_batch.models.weights import load_model
     from effnet_batch.pipelines.embed import embed
-    from effnet_batch.pipelines.reading import embedding_matrix, read_embeddings, read_scores
+    from effnet_batch.pipelines.reading import (
+        embedding_matrix,
+        read_embeddings,
+        read_frames,
+        read_scores,
+    )
     from effnet_batch.pipelines.score import score
 
 __version__ = "0.1.0"
@@ -19,6 +24,7 @@ _HOMES = {
     "embedding_matrix": "effnet_batch.pipelines.reading",
     "load_model": "effnet_batch.models.weights",
     "read_embeddings": "effnet_batch.pipelines.reading",
+    "read_frames": "effnet_batch.pipelines.reading",
     "read_scores": "effnet_batch.pipelines.reading",
     "score": "effnet_batch.pipelines.score",
 }
@@ -29,6 +35,7 @@ __all__ = [
     "embedding_matrix",
     "load_model",
     "read_embeddings",
+    "read_frames",
     "read_scores",
     "score",
 ]

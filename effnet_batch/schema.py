@@ -233,9 +233,11 @@ def frames_schema(*, float16: bool = False) -> pa.Schema:
     stretches of a video that were sampled on their own, ``track`` the faces of a segment (0 for
     whole frames), ``frame_index`` the frames of the video. Boxes are in pixels of the upright
     frame, null for whole frames, ``face_score`` the detector's confidence in 0..1. ``clips`` are
-    the numbers, in the segment, of the clips that the picture is in. ``fingerprint`` is that of the
-    embedding, not of the job: encoder, preprocessing, engine, sampling and faces. Where several
-    encoders saw a picture, it has a row of each.
+    the numbers, in the segment, of the sampling's clips that the picture is in, and ``clip_steps``
+    its places in them, counting frames that could not be read or have no such face: a model that
+    sees at most T frames together takes those of one clip and one ``step // T``. ``fingerprint`` is
+    that of the embedding, not of the job: encoder, preprocessing, engine, sampling and faces. Where
+    several encoders saw a picture, it has a row of each.
 
     Args:
         float16: store the vectors as float16 instead of float32.
@@ -254,6 +256,7 @@ def frames_schema(*, float16: bool = False) -> pa.Schema:
             pa.field("bottom", pa.float64()),
             pa.field("face_score", pa.float64()),
             pa.field("clips", pa.list_(pa.int32()), nullable=False),
+            pa.field("clip_steps", pa.list_(pa.int32()), nullable=False),
             pa.field("embedding", _vector(float16=float16), nullable=False),
             pa.field("fingerprint", pa.string(), nullable=False),
             pa.field("run_id", pa.string(), nullable=False),

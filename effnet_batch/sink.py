@@ -164,6 +164,8 @@ class PartWriter:
 
     Attributes:
         totals: counts of what is committed: num_parts, num_records, num_failed, size_bytes.
+        num_bytes: before compression, of the rows that are gathered for the next part, and of their
+            frames, committed or not.
     """
 
     def __init__(
@@ -198,6 +200,7 @@ class PartWriter:
         self._frames: list[pa.Table] = []
         self._frame_bytes = 0
         self._frame_sizes: list[int] = []  # rows of each part of frames
+        self.num_bytes = 0
         self.totals = {"num_parts": 0, "num_records": 0, "num_failed": 0, "size_bytes": 0}
 
     def add(self, table: pa.Table, frames: Iterable[pa.Table] = ()) -> None:
@@ -205,10 +208,12 @@ class PartWriter:
         for rows in frames:
             self._frames.append(rows)
             self._frame_bytes += rows.nbytes
+            self.num_bytes += rows.nbytes
             if self._frame_bytes >= _FRAME_PART_BYTES:
                 self._commit_frames()
         self._tables.append(table)
         self._num_waiting += len(table)
+        self.num_bytes += table.nbytes
         if self._num_waiting >= self._rows_per_part:
             self.close()
 
@@ -228,7 +233,7 @@ class PartWriter:
         self.totals["num_records"] += len(table)
         self.totals["num_failed"] += num_failed(table)
         self._index += 1
-        self._tables, self._num_waiting, self._frame_sizes = [], 0, []
+        self._tables, self._num_waiting, self._frame_sizes, self.num_bytes = [], 0, [], 0
 
     def _commit_frames(self) -> None:
         table = pa.concat_tables(self._frames)

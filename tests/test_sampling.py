@@ -11,6 +11,7 @@ from effnet_batch.media.sampling import (
     Fps,
     Sampling,
     Uniform,
+    find_clips,
     sample,
     split_segments,
 )
@@ -33,6 +34,16 @@ def timelines(draw: st.DrawFn) -> np.ndarray:
     """Rising times with steps from a millisecond to a century: what damaged files hold."""
     steps = draw(st.lists(st.one_of(st.floats(1e-3, 1), st.just(3e9)), max_size=200))
     return np.cumsum([draw(st.floats(-100, 100)), *steps])[: len(steps)]
+
+
+@given(timelines(), SAMPLINGS, st.integers(10, 60), st.integers(0, 9))
+def test_clips_are_found_again_from_the_frames(
+    times: np.ndarray, sampling: Sampling, max_frames: int, offset: int
+) -> None:
+    taken = sample(times, sampling, max_frames=max_frames)
+    clips = find_clips(taken.indices + offset, sampling, max_frames=max_frames)
+    expected = taken.clips or (taken.indices,)
+    assert [clip.tolist() for clip in clips] == [clip.tolist() for clip in expected]
 
 
 @given(timelines(), SAMPLINGS, st.integers(10, 60), st.one_of(st.none(), st.integers(1, 12)))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from tiny_checkpoint import PREPROCESSING, plain_logits, sigmoid, tiny_checkpoint
 from video_files import CLIPS, encode
@@ -21,13 +22,15 @@ from effnet_batch.media.video import VideoReader, open_video
 from effnet_batch.models.aggregation import AggregationConfig
 from effnet_batch.models.checkpoint_info import Calibration, Thresholds
 from effnet_batch.models.engine import build_engine
+from effnet_batch.pipelines.reading import embedding_matrix
 from effnet_batch.schema import videos_schema
 from effnet_batch.stages import show as show_module
 from effnet_batch.stages.encode import OwnEncoder
 from effnet_batch.stages.evidence import suspicious_span
+from effnet_batch.stages.frames import FrameSpool
 from effnet_batch.stages.lanes import StageClock
 from effnet_batch.stages.read import Item, Source
-from effnet_batch.stages.records import Stamp
+from effnet_batch.stages.records import Stamp, record_columns
 from effnet_batch.stages.score import Member, Scorer, score_item
 from effnet_batch.stages.show import View
 from effnet_batch.stages.video import VideoHere
@@ -77,6 +80,27 @@ def score(
     assert table.schema == videos_schema()
     (row,) = table.to_pylist()
     return row
+
+
+def test_stored_frames_are_what_the_members_saw() -> None:
+    first, second = (
+        dataclasses.replace(member(seed, sampling=Uniform(num_frames=4)), frames=f"frames-{seed}")
+        for seed in (0, 1)
+    )
+    item = Item(SOURCE, data=CARPHONE, size_bytes=len(CARPHONE), num_source_records=1)
+    frames = FrameSpool(record_columns(item, None, Stamp("run", "f")), float16=False)
+    scorer = Scorer(members=[first, second], thresholds=Thresholds())
+    score_item(item, open_here, scorer, Stamp("run", "f"), StageClock(), frames)
+    table = pa.concat_tables(frames.tables())
+    indices = [0, 30, 60, 90]
+    assert table["frame_index"].to_pylist() == indices * 2
+    pixels = frames_at(CARPHONE, indices, PREPROCESSING)
+    for number, one in enumerate((first, second)):
+        rows = table.slice(4 * number, 4)
+        assert rows["fingerprint"].unique().to_pylist() == [f"frames-{number}"]
+        np.testing.assert_array_equal(
+            embedding_matrix(rows.combine_chunks()), one.engine.run(pixels).embeddings
+        )
 
 
 def frames_at(data: bytes, indices: list[int], preprocessing: Preprocessing) -> np.ndarray:

@@ -57,8 +57,14 @@ class ThresholdSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VideoOutputSettings:
-    """How rows become parts."""
+    """What is stored beside the verdicts, and how rows become parts."""
 
+    embeddings: bool = setting(
+        False, "Also store the embedding of every frame, which `rescore` judges again."
+    )
+    dtype: str = setting(
+        "float32", "Number format of stored vectors.", choices=("float32", "float16")
+    )
     rows_per_part: int | None = setting(
         None, "Videos per part; default: automatic, at most 64.", minimum=1
     )
@@ -68,7 +74,15 @@ class VideoOutputSettings:
 class ScoreConfig(JobConfig):
     """Configuration of the scoring job."""
 
-    NUMBER_GROUPS = ("checkpoint", "sampling", "faces", "aggregation", "thresholds", "engine")
+    NUMBER_GROUPS = (
+        "checkpoint",
+        "sampling",
+        "faces",
+        "aggregation",
+        "thresholds",
+        "engine",
+        "output",
+    )
 
     checkpoint: CheckpointSettings = dataclasses.field(default_factory=CheckpointSettings)
     sampling: SamplingSettings = dataclasses.field(default_factory=SamplingSettings)

@@ -6,8 +6,17 @@ attempt holds as many distinct records as its last record says, none of them fai
 reason, and its version is unchanged.
 """
 
+from effnet_batch.ledger.frames import read_frames_of
 from effnet_batch.ledger.parts import Part, ids_from_hex, list_parts
 from effnet_batch.ledger.scan import Ledger
 from effnet_batch.ledger.states import SourceStates, find_repeated
 
-__all__ = ["Ledger", "Part", "SourceStates", "find_repeated", "ids_from_hex", "list_parts"]
+__all__ = [
+    "Ledger",
+    "Part",
+    "SourceStates",
+    "find_repeated",
+    "ids_from_hex",
+    "list_parts",
+    "read_frames_of",
+]

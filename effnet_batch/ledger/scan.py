@@ -147,7 +147,13 @@ class Ledger:
     def live(
         self, columns: Sequence[str] | None = None, *, statuses: Sequence[str] = STATUSES
     ) -> Iterator[pa.Table]:
-        """Yields the live rows part by part, in the order of the parts' names.
+        """Yields the live rows part by part, as `live_parts` does."""
+        return (table for _, table in self.live_parts(columns, statuses=statuses))
+
+    def live_parts(
+        self, columns: Sequence[str] | None = None, *, statuses: Sequence[str] = STATUSES
+    ) -> Iterator[tuple[str, pa.Table]]:
+        """Yields the URI and the live rows of every part with any, in the order of their names.
 
         Args:
             columns: which columns, in this order; all when None.
@@ -172,4 +178,5 @@ class Ledger:
                     pa.BufferReader(data), columns=None if columns is None else list(columns)
                 )
                 mask = is_live[starts[i] : starts[i + 1]]
-                yield table if mask.all() else table.filter(pa.array(mask))
+                rows = table if mask.all() else table.filter(pa.array(mask))
+                yield self.parts[i].uri, rows

@@ -176,6 +176,27 @@ def sample(
     return Sample(indices=indices, clips=tuple(clips))
 
 
+def find_clips(
+    indices: Indices, sampling: Sampling, *, max_frames: int = MAX_FRAMES
+) -> tuple[Indices, ...]:
+    """Returns the clips, before any cut, of frames that `sample` took with the same settings.
+
+    Args:
+        indices: int64 [N], `Sample.indices`, or those plus a constant.
+        sampling: the strategy.
+        max_frames: cap on the number of taken frames.
+
+    Returns:
+        int64 [T] each: positions in ``indices``.
+    """
+    if not isinstance(sampling, Clips) or len(indices) == 0:
+        return (np.arange(len(indices)),)
+    # Several clips reach from the first frame to the last one, and one needs no more than its own.
+    first, num_frames = indices[0], int(indices[-1] - indices[0]) + 1
+    clips = _clips(num_frames, sampling, max_frames)
+    return tuple(np.searchsorted(indices, clip + first).astype(np.int64) for clip in clips)
+
+
 def split_segments(pts_seconds: Seconds, segment_seconds: float) -> tuple[range, ...]:
     """Cuts a long video into stretches of equal time.
 

@@ -3,7 +3,8 @@
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -11,13 +12,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from effnet_batch.errors import InputError, RecordError
-from effnet_batch.ledger import Ledger
+from effnet_batch.ledger import Ledger, read_frames_of
 from effnet_batch.lock import OutputLock
 from effnet_batch.manifest import read_manifest, replace_manifest
 from effnet_batch.pipelines.run import new_run_id
 from effnet_batch.pipelines.verify import check, load_forgotten, load_manifest, load_run
 from effnet_batch.schema import STATUS_OK, STATUSES, source_id
-from effnet_batch.sink import OutputPaths, commit_part, part_bytes, read_metadata
+from effnet_batch.sink import FRAMES_KEY, OutputPaths, PartWriter, part_bytes, read_metadata
 from effnet_batch.storage import Storage, StorageOptions, canonical_uri
 
 _FAILURE_COLUMNS = ("status", "error_message", "uri", "member")
@@ -113,7 +114,8 @@ def compact(output: str, *, part_bytes: int = 256 << 20, **storage: Any) -> tupl
 
     Args:
         output: folder of the output.
-        part_bytes: about how many bytes of rows, before compression, make a part.
+        part_bytes: about how many bytes of rows, before compression, make a part; their frames
+            count.
         **storage: settings of `StorageOptions`.
 
     Returns:
@@ -127,29 +129,46 @@ def compact(output: str, *, part_bytes: int = 256 << 20, **storage: Any) -> tupl
         ledger = Ledger.scan(room, paths.data)
         _check_readable(ledger)
         old = [part.uri for part in ledger.parts]
-        new = []
-        for index, tables in enumerate(_gathered(ledger.live(), part_bytes)):
-            table = pa.concat_tables(tables)
-            uri = paths.part(run_id, index)
-            commit_part(room, uri, table, {**read_metadata(table.schema), "run_id": run_id})
-            new.append(uri)
+        num_new = _rewrite(room, paths, run_id, ledger, part_bytes)
         # Of equal records the part of the smallest name is live, so it goes last.
         room.delete_many(sorted(old, reverse=True))
-    return len(old), len(new)
+        _erase_orphans(room, paths)
+    return len(old), num_new
 
 
-def _gathered(tables: Iterator[pa.Table], num_bytes: int) -> Iterator[list[pa.Table]]:
-    """Yields runs of tables of about ``num_bytes``."""
-    gathered: list[pa.Table] = []
-    num_gathered = 0
-    for table in tables:
-        gathered.append(table)
-        num_gathered += table.nbytes
-        if num_gathered >= num_bytes:
-            yield gathered
-            gathered, num_gathered = [], 0
-    if gathered:
-        yield gathered
+def _rewrite(
+    room: Storage, paths: OutputPaths, run_id: str, ledger: Ledger, part_bytes: int
+) -> int:
+    """Writes the live rows and their frames as new parts; returns how many."""
+    num_new = 0
+    writer: PartWriter | None = None
+    for part, table in ledger.live_parts():
+        if writer is None:
+            metadata = {**read_metadata(table.schema), "run_id": run_id}
+            metadata.pop(FRAMES_KEY, None)
+            writer = PartWriter(
+                room, paths, run_id, num_new, rows_per_part=sys.maxsize, metadata=metadata
+            )
+            num_new += 1
+        records = table["record_id"].combine_chunks()
+        frames = read_frames_of(room, ledger.frames.get(part, ()), records=records)
+        writer.add(table, frames)
+        if writer.num_bytes >= part_bytes:
+            writer.close()
+            writer = None
+    if writer is not None:
+        writer.close()
+    return num_new
+
+
+def _erase_orphans(room: Storage, paths: OutputPaths) -> None:
+    """Deletes the frames that no part speaks of, which nobody reads."""
+    if not (found := _files(room, paths.frames)):
+        return
+    ledger = Ledger.scan(room, paths.data)
+    _check_readable(ledger)
+    owned = {uri for uris in ledger.frames.values() for uri in uris}
+    room.delete_many([uri for uri in found if uri not in owned])
 
 
 def _check_readable(ledger: Ledger) -> None:
@@ -186,6 +205,7 @@ def forget(output: str, uri_list: str, **storage: Any) -> dict[str, int]:
         known = set(load_forgotten(room, paths))
         room.write(paths.forgotten, json.dumps(sorted(known | set(ids))).encode())
         num_rows, num_parts = _erase_rows(room, ledger, pa.array(ids, pa.string()))
+        _erase_orphans(room, paths)
         _erase_messages(room, paths, uris)
         _erase_leftovers(room, paths)
         manifest = read_manifest(room, paths.root)
@@ -224,11 +244,26 @@ def _erase_rows(room: Storage, ledger: Ledger, ids: pa.Array) -> tuple[int, int]
         kept = table.filter(pc.invert(pc.is_in(table["source_id"], value_set=ids)))
         num_rows += len(table) - len(kept)
         num_parts += 1
-        if len(kept):
-            room.write(uri, part_bytes(kept, read_metadata(table.schema)))
-        else:
-            room.delete_many([uri])
+        if not len(kept):
+            room.delete_many([uri])  # and its frames are then orphans
+            continue
+        metadata = read_metadata(table.schema)
+        if frames := ledger.frames.get(uri):
+            num_frames = _erase_frames(room, frames, ids)
+            metadata[FRAMES_KEY] = {"num_parts": len(frames), "num_rows": num_frames}
+        room.write(uri, part_bytes(kept, metadata))
     return num_rows, num_parts
+
+
+def _erase_frames(room: Storage, uris: Sequence[str], ids: pa.Array) -> int:
+    """Rewrites frames without those of these sources; returns how many are left."""
+    num_left = 0
+    for uri in uris:
+        table = pq.read_table(pa.BufferReader(room.read(uri)))
+        kept = table.filter(pc.invert(pc.is_in(table["source_id"], value_set=ids)))
+        num_left += len(kept)
+        room.write(uri, part_bytes(kept, read_metadata(table.schema)))
+    return num_left
 
 
 def _erase_messages(room: Storage, paths: OutputPaths, uris: list[str]) -> None:

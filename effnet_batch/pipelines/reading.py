@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from effnet_batch.errors import InputError
-from effnet_batch.ledger import Ledger
+from effnet_batch.ledger import Ledger, read_frames_of
 from effnet_batch.schema import STATUS_OK, STATUSES
 from effnet_batch.sink import OutputPaths
 from effnet_batch.storage import Storage, StorageOptions, canonical_uri
@@ -53,6 +54,44 @@ def read_scores(
         InputError: nothing is committed there.
     """
     return _read_live(output, columns, storage, statuses=STATUSES)
+
+
+def read_frames(
+    output: str, *, columns: Sequence[str] | None = None, storage: StorageOptions | None = None
+) -> pa.Table:
+    """Reads the embedding of every frame, or face, of every video that is ok.
+
+    Frames of rows that a later attempt replaces, and those that a killed run left, are left out,
+    which a plain Parquet reader would show. What is read is held in memory: leave ``embedding`` out
+    where it is not needed.
+
+    Args:
+        output: the folder that a job wrote to with ``embeddings``.
+        columns: which columns, in this order; all when None.
+        storage: how storage is spoken to.
+
+    Returns:
+        A table of `schema.frames_schema`; `embedding_matrix` gives its vectors as an array, where
+        one encoder made them (``fingerprint``).
+
+    Raises:
+        InputError: no frames are committed there.
+    """
+    room = Storage(storage or StorageOptions())
+    root = canonical_uri(output)
+    ledger = Ledger.scan(room, OutputPaths(root).data)
+    if not ledger.frames:
+        raise InputError(f"{root} holds no frames; they are stored with --embeddings")
+    tables: list[pa.Table] = []
+    for part, records in ledger.live_parts(["record_id"], statuses=[STATUS_OK]):
+        wanted = records["record_id"].combine_chunks()
+        frames = ledger.frames.get(part, ())
+        tables += read_frames_of(room, frames, records=wanted, columns=columns)
+    if tables:
+        return pa.concat_tables(tables)
+    found = next(iter(ledger.frames.values()))
+    schema = pq.read_schema(pa.BufferReader(room.read(found[0])))
+    return schema.empty_table().select(columns or schema.names)
 
 
 def _read_live(

@@ -52,6 +52,11 @@ class Resolution(abc.ABC):
     def model_names(self) -> str:
         """What the model is called, without secrets, for people and the parts' metadata."""
 
+    @property
+    def frames(self) -> dict[str, dict[str, Any]]:
+        """What stored frame embeddings depend on, by digest; none are stored where it is empty."""
+        return {}
+
     def to_dict(self) -> dict[str, Any]:
         """Returns plain JSON values."""
         return dataclasses.asdict(self)
@@ -91,7 +96,7 @@ def resolved_run(
             resolved = _resolve_on_worker(config, resolve, nodes, is_own_machine=is_own_machine)
         else:
             resolved = restore(stored)
-        run.begin(resolved.fingerprint, resolved.to_dict())
+        run.begin(resolved.fingerprint, resolved.to_dict(), resolved.frames)
         yield resolved, nodes
 
 

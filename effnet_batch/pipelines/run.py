@@ -201,8 +201,18 @@ class Run:
             and name != "rows_per_part"
         }
 
-    def begin(self, fingerprint: Fingerprint, resolved: dict[str, Any]) -> None:
+    def begin(
+        self,
+        fingerprint: Fingerprint,
+        resolved: dict[str, Any],
+        frames: dict[str, dict[str, Any]],
+    ) -> None:
         """Writes run.json before the first row.
+
+        Args:
+            fingerprint: of the rows.
+            resolved: what the run uses.
+            frames: what stored frame embeddings depend on, by digest.
 
         Raises:
             FingerprintError: the output holds other numbers.
@@ -222,6 +232,7 @@ class Run:
             "resolved": resolved,
             "fingerprint": fingerprint.digest,
             "fingerprint_fields": fingerprint.to_dict(),
+            "frames": frames,
         }
         self._started = time.monotonic()
         self.write_state(STATE_RUNNING)

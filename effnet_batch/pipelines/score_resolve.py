@@ -24,6 +24,7 @@ from effnet_batch.pipelines.views import (
     DETECTOR,
     check_view,
     faces_with,
+    frame_fingerprint,
     make_view,
     sampling_with,
 )
@@ -56,6 +57,8 @@ class ResolvedScoring(Resolution):
     max_frames: int
     min_frames: int
     segment_seconds: float | None
+    frames_dtype: str | None = None
+    """Number format of the frame embeddings that are stored; None stores none."""
 
     @functools.cached_property
     def fingerprint(self) -> Fingerprint:
@@ -72,7 +75,27 @@ class ResolvedScoring(Resolution):
                 "face_model_sha256": MODEL_SHA256 if wants_faces else None,
                 "engine": self.engine.engine,
                 "precision": self.engine.precision,
+                **({"embeddings": self.frames_dtype} if self.frames_dtype else {}),
             }
+        )
+
+    @property
+    def frames(self) -> dict[str, dict[str, Any]]:
+        """What stored frame embeddings depend on, by digest."""
+        if self.frames_dtype is None:
+            return {}
+        found = map(self.frame_fingerprint, self.checkpoints)
+        return {fingerprint.digest: fingerprint.to_dict() for fingerprint in found}
+
+    def frame_fingerprint(self, checkpoint: ResolvedCheckpoint) -> Fingerprint:
+        """Returns what the stored frame embeddings of a checkpoint's encoder depend on."""
+        assert self.frames_dtype is not None
+        return frame_fingerprint(
+            checkpoint.fingerprint_fields["encoder_sha256"],
+            checkpoint.info.preprocessing,
+            self.view(checkpoint),
+            self.engine,
+            self.frames_dtype,
         )
 
     @property
@@ -155,6 +178,7 @@ def resolve_scoring(config: ScoreConfig) -> ResolvedScoring:
             max_frames=config.sampling.max_frames,
             min_frames=config.sampling.min_frames,
             segment_seconds=config.sampling.segment_seconds,
+            frames_dtype=config.output.dtype if config.output.embeddings else None,
             engine=choice,
             versions=library_versions(),
         )

@@ -11,6 +11,7 @@ from effnet_batch.pipelines.resolution import check_sha256
 from effnet_batch.pipelines.score_resolve import ResolvedScoring, load_checkpoints
 from effnet_batch.pipelines.units import Task
 from effnet_batch.pipelines.video_workers import VideoWorker, build_encoder
+from effnet_batch.stages.frames import FrameSpool
 from effnet_batch.stages.lanes import StageClock
 from effnet_batch.stages.read import Item
 from effnet_batch.stages.score import Member, Scorer, score_item
@@ -38,9 +39,11 @@ class ScoreWorker(VideoWorker):
         """As its checkpoints want it."""
         return self._scorer.viewings
 
-    def work(self, item: Item, open_video: OpenVideo, clock: StageClock) -> pa.Table:
+    def work(
+        self, item: Item, open_video: OpenVideo, clock: StageClock, frames: FrameSpool | None
+    ) -> pa.Table:
         """Judges one video."""
-        return score_item(item, open_video, self._scorer, self.task.stamp, clock)
+        return score_item(item, open_video, self._scorer, self.task.stamp, clock, frames)
 
 
 def build_scorer(task: ScoreTask) -> Scorer:
@@ -54,7 +57,13 @@ def build_scorer(task: ScoreTask) -> Scorer:
     members = []
     for loaded, wanted in zip(load_checkpoints(task.config), resolved.checkpoints, strict=True):
         check_sha256(wanted.info.name, loaded.sha256, wanted.sha256)
-        encoder = build_encoder(loaded.model.encoder, wanted.info.preprocessing, task)
-        view = resolved.view(wanted)
-        members.append(Member(info=wanted.info, view=view, model=loaded.model, encoder=encoder))
+        members.append(
+            Member(
+                info=wanted.info,
+                view=resolved.view(wanted),
+                model=loaded.model,
+                encoder=build_encoder(loaded.model.encoder, wanted.info.preprocessing, task),
+                frames=resolved.frame_fingerprint(wanted).digest if resolved.frames_dtype else "",
+            )
+        )
     return Scorer(members=members, thresholds=resolved.thresholds, min_frames=resolved.min_frames)

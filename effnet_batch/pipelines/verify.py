@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from effnet_batch.errors import InputError, RecordError
-from effnet_batch.ledger import Ledger, find_repeated, ids_from_hex
+from effnet_batch.ledger import Ledger, find_repeated, ids_from_hex, read_frames_of
 from effnet_batch.manifest import read_manifest, source_version
 from effnet_batch.schema import STATUS_OK
-from effnet_batch.sink import OutputPaths
+from effnet_batch.sink import FRAMES_KEY, OutputPaths, read_metadata
 from effnet_batch.storage import Storage, StorageOptions, canonical_uri
 
 _MAX_LISTED = 1_000
@@ -65,7 +65,7 @@ def verify(output: str, *, is_deep: bool = False, **storage: Any) -> Report:
     Args:
         output: folder of the output.
         is_deep: also read every vector or score: present where the status is ok and only there,
-            finite, vectors of one width.
+            finite, vectors of one width; and every frame.
         **storage: settings of `StorageOptions`.
 
     Raises:
@@ -79,7 +79,8 @@ def verify(output: str, *, is_deep: bool = False, **storage: Any) -> Report:
     if is_deep:
         problems = (
             *report.problems,
-            *(_score_problems(ledger) if run["job"] == "score" else _vector_problems(ledger)),
+            *(_vector_problems(ledger) if run["job"] == "embed" else _score_problems(ledger)),
+            *(_frame_problems(room, ledger) if run.get("frames") else ()),
         )
         report = dataclasses.replace(report, problems=problems[:_MAX_LISTED])
     return report
@@ -228,4 +229,29 @@ def _score_problems(ledger: Ledger) -> list[str]:
         # Written so that a score that is not a number is seen too.
         if not ((scores >= 0) & (scores <= 1)).all():
             problems.append(f"scores outside 0..1 {first}")
+    return problems
+
+
+def _frame_problems(room: Storage, ledger: Ledger) -> list[str]:
+    problems = []
+    for part, table in ledger.live_parts(["record_id", "status"]):
+        num_rows, is_finite, records = 0, True, []
+        uris = ledger.frames.get(part, ())
+        for rows in read_frames_of(room, uris, columns=["record_id", "embedding"]):
+            num_rows += len(rows)
+            values = pc.list_flatten(rows["embedding"]).cast(pa.float32())
+            is_finite &= bool(pc.all(pc.is_finite(values), min_count=0).as_py())
+            records.append(rows["record_id"].unique())
+        expected = read_metadata(table.schema).get(FRAMES_KEY, {}).get("num_rows", 0)
+        if num_rows != expected:
+            problems.append(f"{num_rows} frames of {part}, which speaks of {expected}")
+        if not is_finite:
+            problems.append(f"frames that are not finite of {part}")
+        judged = table["record_id"].filter(pc.equal(table["status"], STATUS_OK))
+        seen = pa.chunked_array(records, pa.string()).combine_chunks()
+        if (
+            num_missing := len(judged)
+            - pc.sum(pc.is_in(judged, value_set=seen), min_count=0).as_py()
+        ):
+            problems.append(f"{num_missing} records of {part} without frames")
     return problems

@@ -3,8 +3,9 @@
 A lane of an actor works on one video: it decodes, finds faces and runs the model. What an actor
 holds at most: its models; per lane an encoded video of at most 32 MiB (larger ones lie on disk), a
 decoder, a batch of the model's input and the embeddings of a segment (at most ``max_frames`` times
-the faces of a frame); one video more, and what `stages.read` reads ahead. Its disk holds the large
-ones among these, twice those that are decoded in a child.
+the faces of a frame); one video more, and what `stages.read` reads ahead; where embeddings are
+stored, also a `FrameSpool` per lane and what a `PartWriter` gathers. Its disk holds the large ones
+among the videos, twice those that are decoded in a child, and the rest of the spools.
 """
 
 import abc
@@ -27,9 +28,12 @@ from effnet_batch.pipelines.progress import UnitProgress
 from effnet_batch.pipelines.resolution import build_chosen_engine
 from effnet_batch.pipelines.units import Task, end_process, part_writer, read_unit, receipt
 from effnet_batch.schema import KIND_VIDEO
+from effnet_batch.sink import num_failed
 from effnet_batch.stages.encode import Encoder, OwnEncoder, SharedEncoder
+from effnet_batch.stages.frames import FrameSpool
 from effnet_batch.stages.lanes import StageClock, run_lanes
 from effnet_batch.stages.read import Item, OutageGuard
+from effnet_batch.stages.records import record_columns
 from effnet_batch.stages.show import Reader, Viewing
 from effnet_batch.stages.video import OpenVideo, VideoHere
 from effnet_batch.stages.watchdog import Watchdog
@@ -68,8 +72,18 @@ class VideoWorker(abc.ABC):
         """What every video is shown as, in this order."""
 
     @abc.abstractmethod
-    def work(self, item: Item, open_video: OpenVideo, clock: StageClock) -> pa.Table:
-        """Returns one video's row; called in the lanes' threads."""
+    def work(
+        self, item: Item, open_video: OpenVideo, clock: StageClock, frames: FrameSpool | None
+    ) -> pa.Table:
+        """Returns one video's row; called in the lanes' threads.
+
+        Args:
+            item: the video.
+            open_video: opens it.
+            clock: takes the seconds of ``decode`` and ``model``.
+            frames: takes the embeddings of its frames, where `Resolution.frames` has any; they are
+                dropped where the row is not ok.
+        """
 
     def __call__(self, unit: pa.Table) -> pa.Table:
         """Does one unit; returns its receipt."""
@@ -86,9 +100,13 @@ class VideoWorker(abc.ABC):
                 with open_reader(item.content) as reader:
                     yield VideoHere(reader, face_model, clock)
 
-            def work(batch: list[Item]) -> pa.Table:
+            def work(batch: list[Item]) -> tuple[pa.Table, FrameSpool | None]:
                 (item,) = batch
-                return self.work(item, open_one, clock)
+                frames = self._open_spool(item)
+                table = self.work(item, open_one, clock, frames)
+                if frames is not None and num_failed(table):
+                    frames.clear()
+                return table, frames
 
             items = read_unit(
                 task,
@@ -107,12 +125,23 @@ class VideoWorker(abc.ABC):
                 num_waiting=task.num_lanes,
                 clock=clock,
             )
-            for table in tables:
-                writer.add(table)
+            for table, frames in tables:
+                if frames is None:
+                    writer.add(table)
+                else:
+                    writer.add(table, frames.tables())
+                    frames.close()
                 progress.count(table)
         writer.close()
         progress.finish()
         return receipt(writer, clock)
+
+    def _open_spool(self, item: Item) -> FrameSpool | None:
+        frames = self.task.resolved.frames
+        if not frames:
+            return None
+        float16 = any(fields["dtype"] == "float16" for fields in frames.values())
+        return FrameSpool(record_columns(item, None, self.task.stamp), float16=float16)
 
 
 def build_encoder(model: Backbone, preprocessing: Preprocessing, task: Task) -> Encoder:

@@ -10,8 +10,11 @@ from typing import Any, Final
 
 from effnet_batch.config import FaceDetectionSettings, SamplingSettings
 from effnet_batch.errors import ConfigError
-from effnet_batch.media.faces import FaceSettings, load_model
-from effnet_batch.media.sampling import Clips, parse_sampling
+from effnet_batch.fingerprint import Fingerprint
+from effnet_batch.media.faces import MODEL_SHA256, FaceSettings, load_model
+from effnet_batch.media.preprocess import Preprocessing
+from effnet_batch.media.sampling import STRATEGIES, Clips, parse_sampling
+from effnet_batch.models.engine import EngineChoice
 from effnet_batch.stages.show import ALL, WHICH_FACES, View
 
 NO_DETECTOR: Final = "none"
@@ -114,3 +117,43 @@ def check_view(view: View, settings: FaceDetectionSettings) -> None:
             f"clips of {view.sampling.num_frames} frames are longer than max_frames "
             f"{view.max_frames}"
         )
+
+
+def frame_fingerprint(
+    encoder_sha256: str, preprocessing: Preprocessing, view: View, engine: EngineChoice, dtype: str
+) -> Fingerprint:
+    """Returns what the stored embeddings of frames depend on, and which frames they are of.
+
+    The longest clip does not count: stored frames can be cut into clips of any length.
+
+    Args:
+        encoder_sha256: as `SequenceClassifier.encoder_sha256` has it.
+        preprocessing: of the encoder's input.
+        view: what the encoder is shown.
+        engine: what runs it.
+        dtype: number format of the stored vectors.
+    """
+    strategies = {kind: name for name, kind in STRATEGIES.items()}
+    faces = None
+    if view.faces:
+        faces = {
+            **dataclasses.asdict(view.faces),
+            "which": view.which_faces,
+            "model_sha256": MODEL_SHA256,
+        }
+    return Fingerprint(
+        {
+            "encoder_sha256": encoder_sha256,
+            "preprocessing": preprocessing.to_dict(),
+            "sampling": {
+                "strategy": strategies[type(view.sampling)],
+                **dataclasses.asdict(view.sampling),
+            },
+            "max_frames": view.max_frames,
+            "segment_seconds": view.segment_seconds,
+            "faces": faces,
+            "engine": engine.engine,
+            "precision": engine.precision,
+            "dtype": dtype,
+        }
+    )

@@ -7,9 +7,11 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
+from effnet_batch.media.sampling import find_clips
 from effnet_batch.models.sequence import Embeddings
 from effnet_batch.schema import frames_schema
 from effnet_batch.stages.look import Segment
+from effnet_batch.stages.show import View
 
 _SPOOL_BYTES: Final = 16 << 20
 """Bytes of frame rows of one video that stay in memory; more go to a file without a name."""
@@ -35,26 +37,35 @@ class FrameSpool:
         self._schema = frames_schema(float16=float16)
         self._file = tempfile.SpooledTemporaryFile(_SPOOL_BYTES)  # noqa: SIM115  see close
         self._writer: pa.RecordBatchStreamWriter | None = None
+        self._views: dict[str, View] = {}
 
-    def add(self, segment: Segment, number: int, embeddings: Embeddings, fingerprint: str) -> None:
+    def add(
+        self, segment: Segment, number: int, view: View, embeddings: Embeddings, fingerprint: str
+    ) -> None:
         """Takes what one encoder saw of a segment.
 
         Args:
-            segment: shots and clips; its own embeddings are not looked at.
+            segment: shots, and the frames that were asked for; the embeddings in it are not looked
+                at.
             number: of the segment in the video; numbers never fall, but for another fingerprint.
+            view: what the segment was seen through.
             embeddings: float32 [N, D], one per shot.
-            fingerprint: what the embeddings depend on.
+            fingerprint: what the embeddings depend on. Two views of one fingerprint show the same
+                pictures, cut into other clips: only the first is taken.
         """
+        if self._views.setdefault(fingerprint, view) != view:
+            return
         if self._writer is None:
             self._writer = pa.ipc.new_stream(self._file, self._schema)
-        table = _frame_table(segment, number, embeddings, fingerprint, self._record, self._schema)
-        self._writer.write_table(table)
+        common = {**self._record, "segment": number, "fingerprint": fingerprint}
+        self._writer.write_table(_frame_table(segment, view, embeddings, common, self._schema))
 
     def clear(self) -> None:
         """Drops what is in it: the record failed after all."""
         self._file.seek(0)
         self._file.truncate()
         self._writer = None
+        self._views.clear()
 
     def tables(self) -> Iterator[pa.Table]:
         """Yields rows of `schema.frames_schema` in order; once, and nothing is added afterwards."""
@@ -72,17 +83,13 @@ class FrameSpool:
 
 def _frame_table(
     segment: Segment,
-    number: int,
+    view: View,
     embeddings: Embeddings,
-    fingerprint: str,
-    record: dict[str, Any],
+    common: dict[str, Any],
     schema: pa.Schema,
 ) -> pa.Table:
     shots, (num_rows, width) = segment.shots, embeddings.shape
-    clips: list[list[int]] = [[] for _ in shots]
-    for clip, (_, positions) in enumerate(segment.clips):
-        for position in positions.tolist():
-            clips[position].append(clip)
+    places = _places_in_clips(segment, view)
     boxes = [shot.box for shot in shots]
     vector = schema.field("embedding").type
     values = pa.array(np.ascontiguousarray(embeddings).reshape(-1))
@@ -90,16 +97,29 @@ def _frame_table(
     columns: dict[str, Any] = {
         **{
             name: pa.repeat(pa.scalar(value, schema.field(name).type), num_rows)
-            for name, value in {**record, "segment": number, "fingerprint": fingerprint}.items()
+            for name, value in common.items()
         },
         "track": [shot.track for shot in shots],
         "frame_index": [shot.frame_index for shot in shots],
         "pts_seconds": [shot.pts_seconds for shot in shots],
         **{edge: [box and getattr(box, edge) for box in boxes] for edge in _EDGES},
         "face_score": [box and box.score for box in boxes],
-        "clips": clips,
+        "clips": [[clip for clip, _ in places[shot.frame_index]] for shot in shots],
+        "clip_steps": [[step for _, step in places[shot.frame_index]] for shot in shots],
         "embedding": pa.ListArray.from_arrays(
             offsets, values.cast(vector.value_type, safe=False), type=vector
         ),
     }
     return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+def _places_in_clips(segment: Segment, view: View) -> dict[int, list[tuple[int, int]]]:
+    """Returns, by frame index, the clips that each frame is in and its step in them."""
+    expected = np.array(segment.expected, np.int64)
+    places: dict[int, list[tuple[int, int]]] = {index: [] for index in segment.expected}
+    for clip, positions in enumerate(
+        find_clips(expected, view.sampling, max_frames=view.max_frames)
+    ):
+        for step, index in enumerate(expected[positions].tolist()):
+            places[index].append((clip, step))
+    return places

@@ -6,14 +6,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Final
-
-import pyarrow as pa
+from typing import Final, TypeVar
 
 from effnet_batch.stages.read import Item
 
 _MAX_BATCH_BYTES: Final = 64 << 20
 """Encoded bytes after which a batch is full, so that few very large images wait at once."""
+
+_Result = TypeVar("_Result")
 
 
 class StageClock:
@@ -36,26 +36,26 @@ class StageClock:
 
 def run_lanes(
     items: Iterable[Item],
-    work: Callable[[list[Item]], pa.Table],
+    work: Callable[[list[Item]], _Result],
     *,
     batch_size: int,
     num_lanes: int,
     num_waiting: int,
     clock: StageClock,
-) -> Iterator[pa.Table]:
-    """Works through batches in parallel lanes, yielding tables in the items' order.
+) -> Iterator[_Result]:
+    """Works through batches in parallel lanes, yielding results in the items' order.
 
     Batches are cut by count, and by the bytes of very large items: a rerun cuts the same ones.
 
     Args:
         items: what `read_items` yields.
-        work: a batch to a table; called in the lanes' threads.
+        work: a batch to its result; called in the lanes' threads.
         batch_size: items per batch.
         num_lanes: threads.
         num_waiting: most batches that are held at once, in work or done, beside the next one.
         clock: takes the seconds spent in ``read``.
     """
-    waiting: collections.deque[Future[pa.Table]] = collections.deque()
+    waiting: collections.deque[Future[_Result]] = collections.deque()
     stream = iter(items)
     with ThreadPoolExecutor(num_lanes, thread_name_prefix="lane") as pool:
         try:

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+from effnet_batch.media.preprocess import Preprocessing
 from effnet_batch.models.aggregation import (
     AggregationConfig,
     ensemble_logit,
@@ -18,8 +19,9 @@ from effnet_batch.models.sequence import SequenceClassifier
 from effnet_batch.schema import videos_schema
 from effnet_batch.stages.encode import Encoder
 from effnet_batch.stages.evidence import Track, suspicious_span
+from effnet_batch.stages.frames import FrameSpool
 from effnet_batch.stages.lanes import StageClock
-from effnet_batch.stages.look import look, viewing_of
+from effnet_batch.stages.look import Segment, look, viewing_of
 from effnet_batch.stages.read import Item
 from effnet_batch.stages.records import Stamp
 from effnet_batch.stages.show import View, Viewing
@@ -40,6 +42,8 @@ class Member:
     """Judges clips of embeddings; on the CPU."""
     encoder: Encoder
     """Runs the model's encoder."""
+    frames: str = ""
+    """Fingerprint of the encoder's embeddings where they are stored."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -56,20 +60,15 @@ class Scorer:
     @functools.cached_property
     def viewings(self) -> tuple[Viewing, ...]:
         """What videos are shown as: members of one view share frames, and crops of one recipe."""
-        views = dict.fromkeys(member.view for member in self.members)
-        return tuple(
-            viewing_of(
-                view,
-                [
-                    (member.info.preprocessing, member.encoder)
-                    for member in self.members
-                    if member.view == view
-                ],
-            )
-            for view in views
-        )
+        return tuple(viewing_of(each.view, each.encoders) for each in group_by_view(self.members))
 
-    def score(self, video: ShownVideo, row: dict[str, Any], clock: StageClock) -> None:
+    def score(
+        self,
+        video: ShownVideo,
+        row: dict[str, Any],
+        clock: StageClock,
+        frames: FrameSpool | None = None,
+    ) -> None:
         """Judges one video.
 
         Args:
@@ -77,66 +76,59 @@ class Scorer:
             row: gets the columns of `schema.videos_schema`; where an error ends the work, those
                 that were known by then.
             clock: takes the seconds of ``decode`` and ``model``.
+            frames: takes the embeddings of all frames.
 
         Raises:
             TooShortError: fewer frames than ``min_frames`` can be read.
             NoFaceError: a member wants faces and there are none.
             RecordError: the video cannot be decoded.
         """
+        seen = group_by_view(self.members)
         counts = FrameCounts()
-        seen = []
-        for viewing in self.viewings:
-            members = [member for member in self.members if member.view == viewing.view]
-            seen.append((members, self._look(video, viewing, members, counts, clock)))
-        has_faces = any(viewing.view.faces for viewing in self.viewings)
-        row.update(counts.columns(has_faces=has_faces))
-        counts.check(self.min_frames, has_tracks=all(tracks for _, tracks in seen))
+        for viewing, tracks in zip(self.viewings, seen, strict=True):
+            self._look(video, viewing, tracks, counts, clock, frames)
+        row.update(counts.columns(has_faces=any(each.view.faces for each in seen)))
+        counts.check(self.min_frames, has_tracks=all(each.tracks for each in seen))
         with clock.measure("model"):
-            row.update(self._judge(seen))
+            row.update(self.judge(seen))
 
     def _look(
         self,
         video: ShownVideo,
         viewing: Viewing,
-        members: list[Member],
+        tracks: "ViewTracks",
         counts: FrameCounts,
         clock: StageClock,
-    ) -> list[Track]:
-        """Returns the tracks of a view with the logits of its members."""
-        encoders = [(member.info.preprocessing, member.encoder) for member in members]
-        tracks: list[Track] = []
-        for segment in look(video.show(viewing), viewing, encoders, clock):
+        frames: FrameSpool | None,
+    ) -> None:
+        """Shows a view to its members."""
+        segments = look(video.show(viewing), viewing, tracks.encoders, clock)
+        for number, segment in enumerate(segments):
             counts.add(segment)
-            with clock.measure("model"):
-                judged = [
-                    member.model.classify_clips([vectors[clip] for _, clip in segment.clips])
-                    for member, vectors in zip(members, segment.embeddings, strict=True)
-                ]
-            # Whole frames are one track from end to end; faces are followed within a segment.
-            first = len(tracks) if viewing.view.faces else 0
-            for number, (track, clip) in enumerate(segment.clips):
-                while len(tracks) <= first + track:
-                    tracks.append(Track())
-                tracks[first + track].add(
-                    [segment.shots[position] for position in clip.tolist()],
-                    [logits[number] for logits in judged],
-                )
-        return tracks
+            if frames is not None:
+                found = zip(tracks.members, segment.embeddings, strict=True)
+                for name, vectors in {member.frames: each for member, each in found}.items():
+                    frames.add(segment, number, tracks.view, vectors, name)
+            tracks.take(segment, clock)
 
-    def _judge(self, seen: list[tuple[list[Member], list[Track]]]) -> dict[str, Any]:
-        """Returns the columns of the verdict."""
+    def judge(self, seen: Sequence["ViewTracks"]) -> dict[str, Any]:
+        """Returns the columns of the verdict.
+
+        Args:
+            seen: from `group_by_view`, with at least one track each.
+        """
         rows: list[dict[str, Any]] = []
         judged: dict[Member, tuple[float, float]] = {}
-        for members, tracks in seen:
-            for number, member in enumerate(members):
+        for each in seen:
+            for number, member in enumerate(each.members):
                 logit = video_logit(
-                    [track.of_member(number) for track in tracks], member.info.aggregation
+                    [track.of_member(number) for track in each.tracks], member.info.aggregation
                 )
                 judged[member] = member.info.calibrated(logit)[:2]
-            aggregations = [member.info.aggregation for member in members]
+            aggregations = [member.info.aggregation for member in each.members]
             rows += [
                 track.to_row(len(rows) + number, aggregations)
-                for number, track in enumerate(tracks)
+                for number, track in enumerate(each.tracks)
             ]
         logits = [judged[member][0] for member in self.members]
         logit = logits[0] if len(logits) == 1 else ensemble_logit(logits)
@@ -170,8 +162,56 @@ class Scorer:
         return named if number == 1 else f"mean of {number} checkpoints: {named}"
 
 
+class ViewTracks:
+    """What the members that are shown the same pictures say of them, gathered as they come.
+
+    Attributes:
+        tracks: in the order in which they begin.
+    """
+
+    def __init__(self, view: View, members: Sequence[Member]) -> None:
+        self.view = view
+        self.members = members
+        self.tracks: list[Track] = []
+
+    @property
+    def encoders(self) -> list[tuple[Preprocessing, Encoder]]:
+        """What encodes for the members, in their order."""
+        return [(member.info.preprocessing, member.encoder) for member in self.members]
+
+    def take(self, segment: Segment, clock: StageClock) -> None:
+        """Lets the members judge a segment, whose embeddings are in their order."""
+        with clock.measure("model"):
+            judged = [
+                member.model.classify_clips([vectors[clip] for _, clip in segment.clips])
+                for member, vectors in zip(self.members, segment.embeddings, strict=True)
+            ]
+        # Whole frames are one track from end to end; faces are followed within a segment.
+        first = len(self.tracks) if self.view.faces else 0
+        for number, (track, clip) in enumerate(segment.clips):
+            while len(self.tracks) <= first + track:
+                self.tracks.append(Track())
+            self.tracks[first + track].add(
+                [segment.shots[position] for position in clip.tolist()],
+                [logits[number] for logits in judged],
+            )
+
+
+def group_by_view(members: Sequence[Member]) -> list[ViewTracks]:
+    """Returns what gathers the tracks of each view, in the order of the views' first members."""
+    views: dict[View, list[Member]] = {}
+    for member in members:
+        views.setdefault(member.view, []).append(member)
+    return [ViewTracks(view, group) for view, group in views.items()]
+
+
 def score_item(
-    item: Item, open_video: OpenVideo, scorer: Scorer, stamp: Stamp, clock: StageClock
+    item: Item,
+    open_video: OpenVideo,
+    scorer: Scorer,
+    stamp: Stamp,
+    clock: StageClock,
+    frames: FrameSpool | None = None,
 ) -> pa.Table:
     """Judges one video, or says why it cannot be.
 
@@ -181,11 +221,13 @@ def score_item(
         scorer: judges it.
         stamp: goes into the row.
         clock: takes the seconds of ``decode`` and ``model``.
+        frames: takes the embeddings of all frames; to be cleared where the row is not ok.
 
     Returns:
         One row of `schema.videos_schema`.
     """
-    row = video_row(item, open_video, scorer.score, stamp, clock)
+    score = functools.partial(scorer.score, frames=frames)
+    row = video_row(item, open_video, score, stamp, clock)
     return pa.Table.from_pylist([row], _SCHEMA)
 
 
