@@ -99,7 +99,8 @@ def test_stored_frames_are_what_the_members_saw() -> None:
         rows = table.slice(4 * number, 4)
         assert rows["fingerprint"].unique().to_pylist() == [f"frames-{number}"]
         np.testing.assert_array_equal(
-            embedding_matrix(rows.combine_chunks()), one.engine.run(pixels).embeddings
+            embedding_matrix(rows.combine_chunks()),
+            one.encoder.encode(pixels, StageClock()).result(),
         )
 
 
