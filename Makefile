@@ -8,8 +8,9 @@ READY := $(VENV)/.ready
 BENCH_VENV ?= .venv-bench
 PIP := pip install -q --disable-pip-version-check
 DEMO := demo-output
+AZURITE := $(VENV)/node_modules/.bin/azurite-blob
 
-.PHONY: help venv demo test check bench-venv clean
+.PHONY: help venv demo test azurite check bench-venv clean
 
 help:
 	@echo "make demo    embed 200 photographs with EfficientNet-Lite0 and show what it saw"
@@ -33,7 +34,15 @@ demo: $(READY)
 	@$(BIN)/python docs/demo.py show $(DEMO)
 
 test: $(READY)
+	@! command -v npm >/dev/null || $(MAKE) -s azurite || echo "no azurite: the tests of az:// are skipped"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+
+# Azure's storage for the tests; needs npm (node is what it is written for).
+azurite: $(AZURITE)
+
+$(AZURITE): $(READY)
+	@npm install --silent --no-audit --no-fund --fetch-retries=0 --prefix $(VENV) azurite@3.37.0
+	@touch $@
 
 check: $(READY)
 	@$(BIN)/ruff check .

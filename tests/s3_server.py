@@ -219,7 +219,7 @@ class S3Server:
         assert self._process is None, "already started"
         for _ in range(NUM_START_TRIES):
             if not self._ports:
-                self._ports = dict(zip(PORT_NAMES, _free_ports(len(PORT_NAMES)), strict=True))
+                self._ports = dict(zip(PORT_NAMES, free_ports(len(PORT_NAMES)), strict=True))
                 self._client = self._connect()
             self._process = self._spawn()
             if self._wait_until_ready():
@@ -262,7 +262,7 @@ class S3Server:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                preexec_fn=_die_with_parent,
+                preexec_fn=die_with_parent,
             )
 
     def _wait_until_ready(self) -> bool:
@@ -366,7 +366,7 @@ def _users() -> dict[str, Any]:
     }
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [listener.getsockname()[1] for listener in listeners]
     for listener in listeners:
@@ -374,6 +374,6 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     # Linux: a test run that is killed leaves no server behind (PR_SET_PDEATHSIG is 1).
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)

@@ -18,7 +18,7 @@ from effnet_batch.storage.objects import (
     StorageOptions,
 )
 from effnet_batch.storage.spool import spool_stream
-from effnet_batch.storage.uris import LOCAL, S3, WEB_SCHEMES, scheme_of
+from effnet_batch.storage.uris import AZURE_SCHEMES, LOCAL, S3, WEB_SCHEMES, scheme_of
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -29,7 +29,7 @@ _Key = tuple[str, StorageOptions, str]
 _backends: dict[_Key, Backend] = {}
 _pools: dict[int, ThreadPoolExecutor] = {}
 _lock = threading.Lock()
-_ENVIRONMENT_PREFIXES = ("AWS_", "GOOGLE_", "GCSFS_", "AZURE_", "HF_")
+_ENVIRONMENT_PREFIXES = ("AWS_", "GOOGLE_", "GCSFS_", "STORAGE_EMULATOR_", "AZURE_", "HF_")
 
 
 def _forget_connections() -> None:
@@ -318,6 +318,14 @@ def _new_backend(scheme: str, options: StorageOptions) -> Backend:
         from effnet_batch.storage.web import WebBackend
 
         return WebBackend(options)
-    from effnet_batch.storage.fsspec_backend import FsspecBackend, open_filesystem
+    if scheme in AZURE_SCHEMES:
+        from effnet_batch.storage.azure import AzureBackend
 
-    return FsspecBackend(scheme, open_filesystem(scheme))
+        return AzureBackend(scheme, options)
+    if scheme == "hf":
+        from effnet_batch.storage.hub import HubBackend
+
+        return HubBackend(scheme, options)
+    from effnet_batch.storage.google import GoogleBackend
+
+    return GoogleBackend(scheme, options)
