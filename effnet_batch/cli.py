@@ -1,25 +1,19 @@
 # ruff: noqa: D301  click reads \b in a docstring as "keep these lines as they are"
 """The command ``effnet-batch``. Heavy libraries are imported by the commands that need them."""
 
-import functools
-import os
-import signal
-import sys
-from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
 from effnet_batch import __version__
+from effnet_batch.cli_command import (
+    EXIT_COMPLETE,
+    EXIT_FAILED,
+    EXIT_TOO_MANY_FAILURES,
+)
+from effnet_batch.cli_command import command as _command
 from effnet_batch.cli_console import Console, format_duration, format_size
-from effnet_batch.cli_noise import quiet_stderr
 from effnet_batch.cli_options import config_options, storage_flags
-
-EXIT_COMPLETE = 0
-EXIT_FAILED = 1
-EXIT_USAGE = 2
-EXIT_TOO_MANY_FAILURES = 3
-EXIT_INTERRUPTED = 130
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -35,41 +29,6 @@ def main() -> None:
     Exit codes: 0 complete, 1 the job failed, 2 wrong usage or configuration, 3 complete but more
     records failed than --max-failures allows, 130 interrupted.
     """
-
-
-def _command(function: Callable[..., int | None]) -> Callable[..., None]:
-    """Turns errors into one line and an exit code; passes a console in."""
-
-    @functools.wraps(function)
-    def run(*args: Any, **kwargs: Any) -> None:
-        # `ray job stop` and Kubernetes send SIGTERM: end as cleanly as after Ctrl-C.
-        signal.signal(signal.SIGTERM, _interrupt)
-        if sys.platform == "linux":
-            # Arrow's default keeps what it frees: 140 MB more at a million committed records.
-            os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "jemalloc")
-        from effnet_batch.errors import ConfigError, EffnetBatchError
-
-        with quiet_stderr() as stream, Console(stream=stream) as console:
-            try:
-                code = function(*args, console=console, **kwargs)
-            except KeyboardInterrupt:
-                console.warning("stopped; what is committed stays, and the same command goes on")
-                code = EXIT_INTERRUPTED
-            except ModuleNotFoundError as error:
-                if error.name not in ("av", "cv2"):
-                    raise
-                console.error("videos need more packages: pip install 'effnet-batch[video]'")
-                code = EXIT_USAGE
-            except EffnetBatchError as error:
-                console.error(str(error))
-                code = EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED
-        sys.exit(code or EXIT_COMPLETE)
-
-    return run
-
-
-def _interrupt(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 @main.command()
@@ -247,6 +206,35 @@ def status(output: str, failures: int, storage: dict[str, Any], console: Console
     console.summary(f"{found.state}: {found.output}", found.facts())
     if found.failures:
         console.table(("status", "error", "uri", "member"), found.failures)
+
+
+@main.command()
+@click.argument("output")
+@click.option("--html", default="report.html", show_default=True, help="Path or URL of the page.")
+@click.option("--seed", default=0, show_default=True, help="Of the random videos.")
+@storage_flags
+@_command
+def report(output: str, html: str, seed: int, storage: dict[str, Any], console: Console) -> None:
+    """Write one HTML page of the scores in OUTPUT: counts, histogram, videos with their evidence.
+
+    The page needs no server and no other file. It lists the 1,000 videos of the highest scores and
+    200 random ones, each with its timeline and its crops, if any were stored.
+
+    \b
+    effnet-batch report scores/ --html scores.html
+    """
+    from effnet_batch.pipelines.report import write_report
+
+    page = write_report(output, html, seed=seed, **storage)
+    counts = {**page.tally.num_by_verdict, **page.tally.num_by_status}
+    console.summary(
+        f"Report: {page.uri}",
+        {
+            "videos": page.tally.num_videos,
+            **{f"  {name}": count for name, count in counts.items() if name != "ok"},
+            "size": format_size(page.size_bytes),
+        },
+    )
 
 
 @main.command()

@@ -100,6 +100,18 @@ def test_live_rows_and_states_are_those_of_the_obvious_model(parts: dict[str, li
     ok = [row for table in ledger.live(["status"], statuses=["ok"]) for row in table.to_pylist()]
     assert len(ok) == statuses["ok"]
 
+    chosen = {row.record_id for _, _, row in in_order[::2]}
+    storage = ledger.storage
+    assert isinstance(storage, MemoryStorage)
+    storage.num_read_whole = 0
+    some = [
+        (row["uri"], row["member"])
+        for table in ledger.live(["uri", "member"], records=sorted(chosen))
+        for row in table.to_pylist()
+    ]
+    assert some == [(row.source, f"m{row.record}") for _, _, row in in_order[::2]]
+    assert storage.num_read_whole == len({name for name, _, _ in in_order[::2]})
+
 
 @settings(deadline=None, max_examples=25)
 @given(histories(), st.data())

@@ -145,19 +145,28 @@ class Ledger:
         return pc.unique(rows["source"].filter(pa.array(is_wanted))).cast(ID)
 
     def live(
-        self, columns: Sequence[str] | None = None, *, statuses: Sequence[str] = STATUSES
+        self,
+        columns: Sequence[str] | None = None,
+        *,
+        statuses: Sequence[str] = STATUSES,
+        records: Sequence[str] | None = None,
     ) -> Iterator[pa.Table]:
         """Yields the live rows part by part, as `live_parts` does."""
-        return (table for _, table in self.live_parts(columns, statuses=statuses))
+        return (table for _, table in self.live_parts(columns, statuses=statuses, records=records))
 
     def live_parts(
-        self, columns: Sequence[str] | None = None, *, statuses: Sequence[str] = STATUSES
+        self,
+        columns: Sequence[str] | None = None,
+        *,
+        statuses: Sequence[str] = STATUSES,
+        records: Sequence[str] | None = None,
     ) -> Iterator[tuple[str, pa.Table]]:
         """Yields the URI and the live rows of every part with any, in the order of their names.
 
         Args:
             columns: which columns, in this order; all when None.
             statuses: only records of these; parts without any are not read.
+            records: only those of these ids, in hex; parts without any are not read.
 
         Raises:
             RecordError: a part vanished or broke since the scan.
@@ -166,6 +175,9 @@ class Ledger:
         if set(statuses) != set(STATUSES):
             codes = [STATUSES.index(name) for name in statuses]
             is_live = is_live & np.isin(np.asarray(self.rows["status"]), codes)
+        if records is not None:
+            ids = pa.array([bytes.fromhex(record) for record in records], ID)
+            is_live = is_live & np.asarray(pc.is_in(self.rows["record"], value_set=ids))
         starts = np.cumsum([0, *self._num_rows])
         order = np.argsort(self._part_order())
         wanted = [int(i) for i in order if is_live[starts[i] : starts[i + 1]].any()]

@@ -1,0 +1,52 @@
+"""How a command of the terminal ends: errors as one line, and an exit code."""
+
+import functools
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from effnet_batch.cli_console import Console
+from effnet_batch.cli_noise import quiet_stderr
+
+EXIT_COMPLETE = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_TOO_MANY_FAILURES = 3
+EXIT_INTERRUPTED = 130
+
+
+def command(function: Callable[..., int | None]) -> Callable[..., None]:
+    """Turns errors into one line and an exit code; passes a console in."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> None:
+        # `ray job stop` and Kubernetes send SIGTERM: end as cleanly as after Ctrl-C.
+        signal.signal(signal.SIGTERM, _interrupt)
+        if sys.platform == "linux":
+            # Arrow's default keeps what it frees: 140 MB more at a million committed records.
+            os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "jemalloc")
+        from effnet_batch.errors import ConfigError, EffnetBatchError
+
+        with quiet_stderr() as stream, Console(stream=stream) as console:
+            try:
+                code = function(*args, console=console, **kwargs)
+            except KeyboardInterrupt:
+                console.warning("stopped; what is committed stays, and the same command goes on")
+                code = EXIT_INTERRUPTED
+            except ModuleNotFoundError as error:
+                if error.name not in ("av", "cv2"):
+                    raise
+                console.error("videos need more packages: pip install 'effnet-batch[video]'")
+                code = EXIT_USAGE
+            except EffnetBatchError as error:
+                console.error(str(error))
+                code = EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED
+        sys.exit(code or EXIT_COMPLETE)
+
+    return run
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
