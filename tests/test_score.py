@@ -210,19 +210,18 @@ def test_several_checkpoints_are_an_ensemble(
     save_checkpoint(str(tmp_path / "second.safetensors"), model, info)
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "carphone.mp4").write_bytes(CARPHONE)
-    specs = [checkpoint[0], str(tmp_path / "second.safetensors")]
-    effnet_batch.score(
-        str(tmp_path / "in"),
-        str(tmp_path / "out"),
-        checkpoint=specs,
-        engine="torch",
-        sampling="every_nth",
-        ratio=40,
-        max_clip_frames=2,
-        track_aggregation="mean",
-        fake_threshold=0.9,
-        no_forgery_threshold=0.1,
-    )
+    settings = {
+        "checkpoint": [checkpoint[0], str(tmp_path / "second.safetensors")],
+        "engine": "torch",
+        "sampling": "every_nth",
+        "ratio": 40,
+        "max_clip_frames": 2,
+        "track_aggregation": "mean",
+        "fake_threshold": 0.9,
+        "no_forgery_threshold": 0.1,
+    }
+    folders = str(tmp_path / "in"), str(tmp_path / "out")
+    effnet_batch.score(*folders, **settings, store_crops=2)
     row = rows_of(tmp_path / "out")["carphone.mp4"]
     members = row["checkpoints"]
     assert [one["checkpoint"] for one in members] == ["tiny-0", "tiny-1"]
@@ -233,6 +232,16 @@ def test_several_checkpoints_are_an_ensemble(
     (first, second) = run["fingerprint_fields"]["checkpoints"]
     assert first["sampling"] == {"strategy": "every_nth", "ratio": 40, "max_clip_frames": 2}
     assert first["checkpoint_sha256"] != second["checkpoint_sha256"]
+    scores = sorted((frame["score"] for frame in row["tracks"][0]["frames"]), reverse=True)
+    assert [crop["score"] for crop in row["crops"]] == scores[:2]
+    # How many crops are kept decides no number, so that an output may go on with fewer.
+    assert effnet_batch.score(*folders, **settings).num_new_records == 0
+    page = tmp_path / "page.html"
+    done = CliRunner().invoke(main, ["report", folders[1], "--html", str(page)])
+    assert done.exit_code == 0, done.output
+    text = page.read_text()
+    assert text.count("<img ") == 4, "one video with two crops in two tables"
+    assert f"{row['score']:.3f}" in text
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,9 @@ class VideoOutputSettings:
     dtype: str = setting(
         "float32", "Number format of stored vectors.", choices=("float32", "float16")
     )
+    store_crops: int = setting(
+        0, "Keep the K most suspicious crops of a video as JPEG.", minimum=0, maximum=64
+    )
     rows_per_part: int | None = setting(
         None, "Videos per part; default: automatic, at most 64.", minimum=1
     )

@@ -62,6 +62,8 @@ STATE_STOPPED: Final = "stopped"
 STATE_FAILED: Final = "failed"
 
 _MAX_CHECKED: Final = 10_000
+_NOT_IN_NUMBERS: Final = ("rows_per_part", "store_crops")
+"""Settings of groups that numbers depend on, which none depends on."""
 _MAX_PLACES: Final = 16
 _ANSWERS: Final = ("PermissionError", "HTTPError")
 """Errors of one object from a bucket or host that does answer."""
@@ -198,7 +200,7 @@ class Run:
             name: value
             for name, value in json.loads(json.dumps(_redacted(self.config.to_flat()))).items()
             if self.config.settings()[name][0] in self.config.NUMBER_GROUPS
-            and name != "rows_per_part"
+            and name not in _NOT_IN_NUMBERS
         }
 
     def begin(

@@ -66,4 +66,9 @@ def build_scorer(task: ScoreTask) -> Scorer:
                 frames=resolved.frame_fingerprint(wanted).digest if resolved.frames_dtype else "",
             )
         )
-    return Scorer(members=members, thresholds=resolved.thresholds, min_frames=resolved.min_frames)
+    return Scorer(
+        members=members,
+        thresholds=resolved.thresholds,
+        min_frames=resolved.min_frames,
+        num_crops=task.config.output.store_crops,
+    )

@@ -4,7 +4,8 @@ A lane of an actor works on one video: it decodes, finds faces and runs the mode
 holds at most: its models; per lane an encoded video of at most 32 MiB (larger ones lie on disk), a
 decoder, a batch of the model's input and the embeddings of a segment (at most ``max_frames`` times
 the faces of a frame); one video more, and what `stages.read` reads ahead; where embeddings are
-stored, also a `FrameSpool` per lane and what a `PartWriter` gathers. Its disk holds the large ones
+stored, also a `FrameSpool` per lane and what a `PartWriter` gathers; where crops are, a `JpegSpool`
+per lane and the crops themselves. Its disk holds the large ones
 among the videos, twice those that are decoded in a child, and the rest of the spools.
 """
 

@@ -48,26 +48,32 @@ class Track:
             else np.ones(len(shots)),
         )
 
-    def frames(self) -> list[dict[str, Any]]:
-        """Returns a row per frame, in order; where clips overlap, the mean of a frame's scores."""
+    def judged_shots(self) -> list[tuple[Shot, float]]:
+        """Returns every shot with its logit, in order of frames.
+
+        It is the logit of the members' mean score, and where clips overlap of a frame's.
+        """
         by_frame: dict[int, tuple[Shot, list[list[float]]]] = {}
         for shots, logits in zip(self.shots, self.logits, strict=True):
             for step, shot in enumerate(shots):
                 _, steps = by_frame.setdefault(shot.frame_index, (shot, []))
                 steps.append([float(member[step]) for member in logits])
-        rows = []
-        for _, (shot, steps) in sorted(by_frame.items()):
-            members = [_mean(list(values)) for values in zip(*steps, strict=True)]
-            logit = _mean(members)
-            rows.append(
-                {
-                    "pts_seconds": shot.pts_seconds,
-                    **_edges([shot.box] if shot.box else []),
-                    "logit": logit,
-                    "score": score_of(logit),
-                }
-            )
-        return rows
+        return [
+            (shot, _mean([_mean(list(values)) for values in zip(*steps, strict=True)]))
+            for _, (shot, steps) in sorted(by_frame.items())
+        ]
+
+    def frames(self) -> list[dict[str, Any]]:
+        """Returns a row per frame, in order."""
+        return [
+            {
+                "pts_seconds": shot.pts_seconds,
+                **_edges([shot.box] if shot.box else []),
+                "logit": logit,
+                "score": score_of(logit),
+            }
+            for shot, logit in self.judged_shots()
+        ]
 
     def to_row(self, number: int, aggregations: Sequence[AggregationConfig]) -> dict[str, Any]:
         """Returns the track's row of `schema.videos_schema`.

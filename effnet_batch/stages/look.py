@@ -1,6 +1,6 @@
 """What a video shows to what the encoders make of it: embeddings, segment by segment.
 
-Only embeddings stay, for one segment at a time.
+Only embeddings stay, for one segment at a time, and its pictures as JPEG where they are wanted.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ from typing import Final
 
 import numpy as np
 
+from effnet_batch.media.jpeg import JpegSpool
 from effnet_batch.media.preprocess import Preprocessing
 from effnet_batch.models.sequence import Embeddings
 from effnet_batch.stages.encode import Encoder
@@ -26,6 +27,9 @@ class Segment(Stretch):
 
     embeddings: list[Embeddings]
     """float32 [N, D] each, one per encoder."""
+    pictures: JpegSpool | None = None
+    """The N shots in the viewing's first recipe, where they are kept; gone with the next segment.
+    """
 
 
 def viewing_of(view: View, encoders: Sequence[tuple[Preprocessing, Encoder]]) -> Viewing:
@@ -42,6 +46,8 @@ def look(
     viewing: Viewing,
     encoders: Sequence[tuple[Preprocessing, Encoder]],
     clock: StageClock,
+    *,
+    keeps_pictures: bool = False,
 ) -> Iterator[Segment]:
     """Encodes what is shown of a video, segment by segment.
 
@@ -50,16 +56,21 @@ def look(
         viewing: from `viewing_of`, how it is shown.
         encoders: each with the recipe that it wants.
         clock: takes the seconds of ``model``.
+        keeps_pictures: keep the pictures of a segment until the next one.
 
     Raises:
         RecordError: the video cannot be decoded.
     """
     waiting: list[list[Future[Embeddings]]] = [[] for _ in encoders]
+    pictures = JpegSpool() if keeps_pictures else None
     for each in shown:
         if isinstance(each, Pictures):
             for (preprocessing, encoder), futures in zip(encoders, waiting, strict=True):
                 if preprocessing == viewing.recipes[each.recipe]:
                     futures.append(encoder.encode(each.pixels, clock))
+            if pictures is not None and each.recipe == 0:
+                for pixels in each.pixels:
+                    pictures.add(pixels)
             continue
         embeddings = [
             np.concatenate([future.result() for future in futures])
@@ -69,4 +80,7 @@ def look(
         ]
         for futures in waiting:
             futures.clear()
-        yield Segment(each.expected, each.read, each.shots, each.clips, embeddings)
+        yield Segment(each.expected, each.read, each.shots, each.clips, embeddings, pictures)
+        if pictures is not None:
+            pictures.close()
+            pictures = JpegSpool()

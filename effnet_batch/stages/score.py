@@ -17,6 +17,7 @@ from effnet_batch.models.aggregation import (
 from effnet_batch.models.checkpoint_info import CheckpointInfo, Thresholds
 from effnet_batch.models.sequence import SequenceClassifier
 from effnet_batch.schema import videos_schema
+from effnet_batch.stages.crops import Crop, best_crops, segment_crops
 from effnet_batch.stages.encode import Encoder
 from effnet_batch.stages.evidence import Track, suspicious_span
 from effnet_batch.stages.frames import FrameSpool
@@ -56,6 +57,8 @@ class Scorer:
     """From the video's score to its verdict."""
     min_frames: int = 1
     """Videos of which fewer frames can be read are too short."""
+    num_crops: int = 0
+    """How many of the most suspicious pictures of a video are kept."""
 
     @functools.cached_property
     def viewings(self) -> tuple[Viewing, ...]:
@@ -102,14 +105,15 @@ class Scorer:
         frames: FrameSpool | None,
     ) -> None:
         """Shows a view to its members."""
-        segments = look(video.show(viewing), viewing, tracks.encoders, clock)
+        shown, keeps = video.show(viewing), self.num_crops > 0
+        segments = look(shown, viewing, tracks.encoders, clock, keeps_pictures=keeps)
         for number, segment in enumerate(segments):
             counts.add(segment)
             if frames is not None:
                 found = zip(tracks.members, segment.embeddings, strict=True)
                 for name, vectors in {member.frames: each for member, each in found}.items():
                     frames.add(segment, number, tracks.view, vectors, name)
-            tracks.take(segment, clock)
+            tracks.take(segment, clock, num_crops=self.num_crops)
 
     def judge(self, seen: Sequence["ViewTracks"]) -> dict[str, Any]:
         """Returns the columns of the verdict.
@@ -118,6 +122,7 @@ class Scorer:
             seen: from `group_by_view`, with at least one track each.
         """
         rows: list[dict[str, Any]] = []
+        crops: list[Crop] = []
         judged: dict[Member, tuple[float, float]] = {}
         for each in seen:
             for number, member in enumerate(each.members):
@@ -126,6 +131,9 @@ class Scorer:
                 )
                 judged[member] = member.info.calibrated(logit)[:2]
             aggregations = [member.info.aggregation for member in each.members]
+            crops += [
+                dataclasses.replace(crop, track=len(rows) + crop.track) for crop in each.crops
+            ]
             rows += [
                 track.to_row(len(rows) + number, aggregations)
                 for number, track in enumerate(each.tracks)
@@ -151,6 +159,7 @@ class Scorer:
                 for member in self.members
             ],
             "tracks": rows,
+            "crops": [crop.to_row() for crop in best_crops(crops, self.num_crops)] or None,
         }
 
     @property
@@ -167,20 +176,28 @@ class ViewTracks:
 
     Attributes:
         tracks: in the order in which they begin.
+        crops: the most suspicious pictures, where some are kept.
     """
 
     def __init__(self, view: View, members: Sequence[Member]) -> None:
         self.view = view
         self.members = members
         self.tracks: list[Track] = []
+        self.crops: list[Crop] = []
 
     @property
     def encoders(self) -> list[tuple[Preprocessing, Encoder]]:
         """What encodes for the members, in their order."""
         return [(member.info.preprocessing, member.encoder) for member in self.members]
 
-    def take(self, segment: Segment, clock: StageClock) -> None:
-        """Lets the members judge a segment, whose embeddings are in their order."""
+    def take(self, segment: Segment, clock: StageClock, *, num_crops: int = 0) -> None:
+        """Lets the members judge a segment, whose embeddings are in their order.
+
+        Args:
+            segment: with its pictures, if ``num_crops`` are to be kept.
+            clock: takes the seconds of ``model``.
+            num_crops: how many of the most suspicious pictures of the video are kept.
+        """
         with clock.measure("model"):
             judged = [
                 member.model.classify_clips([vectors[clip] for _, clip in segment.clips])
@@ -195,6 +212,9 @@ class ViewTracks:
                 [segment.shots[position] for position in clip.tolist()],
                 [logits[number] for logits in judged],
             )
+        if num_crops:
+            found = segment_crops(segment, judged, first, num_crops)
+            self.crops = best_crops([*self.crops, *found], num_crops)
 
 
 def group_by_view(members: Sequence[Member]) -> list[ViewTracks]:
