@@ -38,13 +38,16 @@ def main() -> None:
 @click.option("--update", is_flag=True, help="List INPUT again; take in what is new or changed.")
 @_command
 def embed(input: str, output: str, update: bool, settings: dict[str, Any], console: Console) -> int:
-    """Embed every image of INPUT and write the vectors to OUTPUT.
+    """Embed every image, or every video, of INPUT and write the vectors to OUTPUT.
 
     INPUT is a folder, glob, list of URIs, manifest, tar, zip or Parquet shard; local or s3://,
-    gs://, az://, https://. Run it again to finish what an earlier run left.
+    gs://, az://, https://. Where it holds images and videos, --medium says which to read. A video
+    gets one vector, the mean over its sampled frames or the faces in them. Run it again to finish
+    what an earlier run left.
 
     \b
     effnet-batch embed photos/ embeddings/ --model efficientnet_lite0 --top-k 3
+    effnet-batch embed clips/ embeddings/ --sampling fps --fps 2 --faces yunet
     """
     from effnet_batch.config import EmbedConfig
     from effnet_batch.pipelines.embed import embed as run_embed

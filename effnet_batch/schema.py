@@ -188,9 +188,8 @@ def videos_schema() -> pa.Schema:
     ``logit``, ``score`` and ``verdict`` are null unless ``status`` is ``ok``; no score is ever made
     up. Boxes are in pixels of the upright frame, right and bottom exclusive; a track's box spans
     those of its frames; boxes are null where whole frames are judged, and ``num_faces`` with them.
-    Times are the container's presentation times. ``num_frames_expected`` are the frames that the
-    sampling asked for, ``num_frames_sampled`` those that could be decoded, ``num_frames_used``
-    those that the model saw. The suspicious span is that of `stages.evidence.suspicious_span`.
+    Times are the container's presentation times. The suspicious span is that of
+    `stages.evidence.suspicious_span`.
     """
     return pa.schema(
         [
@@ -204,18 +203,7 @@ def videos_schema() -> pa.Schema:
             pa.field("logit", pa.float32()),
             pa.field("suspicious_start_seconds", pa.float64()),
             pa.field("suspicious_end_seconds", pa.float64()),
-            pa.field("duration_seconds", pa.float64()),
-            pa.field("fps", pa.float64()),
-            pa.field("codec", pa.string()),
-            pa.field("width", pa.int32()),
-            pa.field("height", pa.int32()),
-            pa.field("size_bytes", pa.int64()),
-            pa.field("is_partial", pa.bool_()),
-            pa.field("num_frames_expected", pa.int32()),
-            pa.field("num_frames_sampled", pa.int32()),
-            pa.field("num_frames_used", pa.int32()),
-            pa.field("num_faces", pa.int32()),
-            pa.field("num_tracks", pa.int32()),
+            *_video_fields(),
             pa.field("aggregation", pa.string()),
             pa.field("checkpoints", pa.list_(_MEMBER_SCORE)),
             pa.field("tracks", pa.list_(_TRACK)),
@@ -223,6 +211,51 @@ def videos_schema() -> pa.Schema:
             *_record_fields(),
         ]
     )
+
+
+def video_embeddings_schema(*, float16: bool = False) -> pa.Schema:
+    """Returns the Arrow schema of a part of pooled embeddings: one row per video.
+
+    ``embedding`` is the mean of the embeddings of all pictures that the model saw: of every frame,
+    or of every face in every frame. It is null wherever ``status`` is not ``ok``.
+
+    Args:
+        float16: store the vectors as float16 instead of float32.
+    """
+    return pa.schema(
+        [
+            pa.field("uri", pa.string(), nullable=False),
+            pa.field("member", pa.string()),
+            pa.field("label", pa.string()),
+            pa.field("group", pa.string()),
+            pa.field("split", pa.string()),
+            *_video_fields(),
+            pa.field("embedding", _vector(float16=float16)),
+            *_record_fields(),
+        ]
+    )
+
+
+def _video_fields() -> list[pa.Field]:
+    """Returns the columns that say what was seen of a video.
+
+    ``num_frames_expected`` are the frames that the sampling asked for, ``num_frames_sampled`` those
+    that could be decoded, ``num_frames_used`` those that the model saw.
+    """
+    return [
+        pa.field("duration_seconds", pa.float64()),
+        pa.field("fps", pa.float64()),
+        pa.field("codec", pa.string()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("size_bytes", pa.int64()),
+        pa.field("is_partial", pa.bool_()),
+        pa.field("num_frames_expected", pa.int32()),
+        pa.field("num_frames_sampled", pa.int32()),
+        pa.field("num_frames_used", pa.int32()),
+        pa.field("num_faces", pa.int32()),
+        pa.field("num_tracks", pa.int32()),
+    ]
 
 
 def frames_schema(*, float16: bool = False) -> pa.Schema:

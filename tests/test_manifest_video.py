@@ -103,6 +103,61 @@ def test_in_a_list_every_entry_is_a_source_of_the_medium(
     assert one["kind"].to_pylist() == [medium]
 
 
+@pytest.mark.parametrize(
+    ("names", "medium"),
+    [
+        (("a.jpg", "b.tar", "c.txt"), "image"),
+        (("a.mp4", "b.tar", "c.txt"), "video"),
+        (("a.tar", "b.zip"), "image"),
+    ],
+)
+def test_a_folder_says_its_medium(
+    names: tuple[str, ...], medium: str, tmp_path: Path, storage: Storage
+) -> None:
+    for name in names:
+        (tmp_path / name).write_bytes(b"x")
+    table = build_manifest(str(tmp_path), storage, medium=None)
+    assert table.equals(build_manifest(str(tmp_path), storage, medium=medium))
+    assert summarize(table).medium == medium
+    assert summarize(table).num_skipped_by_extension.get(".txt", 0) == ("c.txt" in names)
+
+
+def test_of_both_media_neither_is_taken_unasked(
+    folder: Path, tmp_path: Path, storage: Storage
+) -> None:
+    with pytest.raises(InputError, match="2 images and 4 videos; --medium says which"):
+        build_manifest(str(folder), storage, medium=None)
+    (tmp_path / "list.txt").write_text("a.mp4\nb.jpg\n")
+    with pytest.raises(InputError, match="1 images and 1 videos; --medium says which"):
+        build_manifest(str(tmp_path / "list.txt"), storage, medium=None)
+    # A kind that is a medium says it as well.
+    table = build_manifest(str(folder), storage, medium=None, kind="video")
+    assert table.equals(build_manifest(str(folder), storage, medium="video", kind="video"))
+
+
+def test_names_that_say_nothing_are_of_the_medium_of_the_others(
+    tmp_path: Path, storage: Storage
+) -> None:
+    path = tmp_path / "list.txt"
+    for others, medium in (("a.mov", "video"), ("a.png", "image"), ("", "image")):
+        path.write_text(f"{others}\nhttps://h.example/1\nb.tar\n")
+        table = build_manifest(str(path), storage, medium=None)
+        assert table.equals(build_manifest(str(path), storage, medium=medium))
+        assert summarize(table).medium == medium
+
+
+def test_a_manifest_knows_what_it_was_listed_for(tmp_path: Path, storage: Storage) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.tar").write_bytes(b"x")
+    manifest = str(tmp_path / "m.parquet")
+    for medium in ("image", "video"):
+        save_manifest(
+            storage, manifest, build_manifest(str(tmp_path / "in"), storage, medium=medium)
+        )
+        table = build_manifest(manifest, storage, medium=None)
+        assert (summarize(table).medium, table["kind"].to_pylist()) == (medium, ["tar"])
+
+
 def test_an_input_of_the_other_medium_only_says_what_was_skipped(
     tmp_path: Path, storage: Storage
 ) -> None:
@@ -201,8 +256,9 @@ def test_the_command_lists_the_medium_it_is_told(folder: Path) -> None:
     assert facts["video"]["sources"] == 8
     assert facts["video"]["  video"] == 4
     assert facts["video"]["left out, .jpg"] == 1
-    default = list_input(str(folder), str(folder.parent / "default.parquet"), {})
-    assert default == facts["image"]
+    assert facts["video"]["medium"] == "video"
+    with pytest.raises(InputError, match="2 images and 4 videos; --medium says which"):
+        list_input(str(folder), str(folder.parent / "default.parquet"), {})
     with pytest.raises(ConfigError, match=re.escape("medium must be one of image, video")):
         list_input(str(folder), str(folder.parent / "no.parquet"), {"medium": "audio"})
 

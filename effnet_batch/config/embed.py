@@ -1,6 +1,7 @@
 """Settings of the embedding job, and of a listing on its own."""
 
 import dataclasses
+from typing import Any
 
 from effnet_batch.config.base import JobConfig, setting
 from effnet_batch.config.groups import (
@@ -10,8 +11,22 @@ from effnet_batch.config.groups import (
     MediumSettings,
     StorageSettings,
 )
+from effnet_batch.config.video import FaceDetectionSettings, SamplingSettings, VideoLimitSettings
+from effnet_batch.errors import ConfigError
+from effnet_batch.vocabulary import KIND_IMAGE, KIND_VIDEO
 
 _MIB = 1 << 20
+_VIDEO_GROUPS = (SamplingSettings, FaceDetectionSettings)
+_OF_ONE_MEDIUM = {
+    **{field.name: KIND_VIDEO for group in _VIDEO_GROUPS for field in dataclasses.fields(group)},
+    "frames": KIND_VIDEO,
+    "max_video_bytes": KIND_VIDEO,
+    "max_image_bytes": KIND_IMAGE,
+    "top_k": KIND_IMAGE,
+    "logits": KIND_IMAGE,
+    "placement": KIND_IMAGE,
+}
+"""Settings that say nothing of the other medium."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,14 +59,39 @@ class LimitSettings:
     """Bounds that keep bad input from taking the job down."""
 
     max_image_bytes: int = setting(256 * _MIB, "Larger encoded images are too_large.", minimum=1)
-    max_pixels: int = setting(178_956_970, "Images of more pixels are too_large.", minimum=1)
-    timeout_seconds: float = setting(60.0, "Longest decode of one image.", minimum=0.1)
+    max_video_bytes: int = setting(2048 * _MIB, "Larger video files are too_large.", minimum=1)
+    max_pixels: int | None = setting(
+        None,
+        "Images and videos of more pixels are too_large; default: 178956970 and 33177600.",
+        minimum=1,
+    )
+    timeout_seconds: float | None = setting(
+        None,
+        "Longest decode of an image, or wait for a frame of a video; default: 60 and 300.",
+        minimum=0.1,
+    )
     max_decode_memory_bytes: int = setting(
-        4096 * _MIB, "Memory of the process that decodes a suspect image.", minimum=64 * _MIB
+        4096 * _MIB, "Memory of the process that decodes a suspect file.", minimum=64 * _MIB
     )
     max_failures: float = setting(
         0.05, "Share of failed records above which the exit code is 3.", minimum=0, maximum=1
     )
+
+    @property
+    def max_image_pixels(self) -> int:
+        """Images of more pixels are too large."""
+        return self.max_pixels or 178_956_970
+
+    @property
+    def image_timeout_seconds(self) -> float:
+        """Longest decode of one image."""
+        return self.timeout_seconds or 60.0
+
+    def of_videos(self) -> VideoLimitSettings:
+        """Returns the limits of videos."""
+        names = [field.name for field in dataclasses.fields(VideoLimitSettings)]
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return VideoLimitSettings(**given)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,11 +100,12 @@ class OutputSettings:
 
     top_k: int = setting(0, "Also store the K best classes and their scores.", minimum=0)
     logits: bool = setting(False, "Also store the logits of all classes.")
+    frames: bool = setting(False, "Of videos, also store the embedding of every frame.")
     dtype: str = setting(
         "float32", "Number format of stored vectors.", choices=("float32", "float16")
     )
     rows_per_part: int | None = setting(
-        None, "Sources per part; default: automatic, at most 5,000.", minimum=1
+        None, "Sources per part; default: automatic, at most 5,000, of videos 64.", minimum=1
     )
 
 
@@ -84,15 +125,36 @@ class ClusterSettings(ActorSettings):
 class EmbedConfig(JobConfig):
     """Configuration of the embedding job."""
 
-    NUMBER_GROUPS = ("model", "engine", "output")
+    NUMBER_GROUPS = ("model", "engine", "output", "sampling", "faces")
 
     model: ModelSettings = dataclasses.field(default_factory=ModelSettings)
     engine: EngineSettings = dataclasses.field(default_factory=EngineSettings)
+    medium: MediumSettings = dataclasses.field(default_factory=MediumSettings)
     input: InputSettings = dataclasses.field(default_factory=InputSettings)
+    sampling: SamplingSettings = dataclasses.field(default_factory=SamplingSettings)
+    faces: FaceDetectionSettings = dataclasses.field(default_factory=FaceDetectionSettings)
     limits: LimitSettings = dataclasses.field(default_factory=LimitSettings)
     storage: StorageSettings = dataclasses.field(default_factory=StorageSettings)
     output: OutputSettings = dataclasses.field(default_factory=OutputSettings)
     cluster: ClusterSettings = dataclasses.field(default_factory=ClusterSettings)
+
+    def check_medium(self, medium: str) -> None:
+        """Refuses settings that say nothing of what is embedded.
+
+        Raises:
+            ConfigError: one is not its default; names them.
+        """
+        values: dict[str, Any] = self.to_flat()
+        idle = [
+            name
+            for name, (_, field) in self.settings().items()
+            if _OF_ONE_MEDIUM.get(name, medium) != medium and values[name] != field.default
+        ]
+        if idle:
+            raise ConfigError(
+                f"{', '.join(idle)} say nothing of {medium}s, which are embedded here; leave them "
+                "out, or say with --medium that the input holds something else"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

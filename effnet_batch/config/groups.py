@@ -3,7 +3,7 @@
 import dataclasses
 
 from effnet_batch.config.base import setting
-from effnet_batch.vocabulary import KIND_IMAGE, KINDS, MEDIA
+from effnet_batch.vocabulary import KINDS, MEDIA
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,9 +38,13 @@ class InputSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MediumSettings:
-    """Which medium is read, where a job does not say it by itself."""
+    """Which medium is read, where the job reads either."""
 
-    medium: str = setting(KIND_IMAGE, "What plain sources and members are.", choices=MEDIA)
+    medium: str | None = setting(
+        None,
+        "What plain sources and members of shards are; default: what INPUT holds, shards images.",
+        choices=MEDIA,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ import pyarrow as pa
 from effnet_batch import schema
 from effnet_batch.errors import ConfigError, FetchError, InputError
 from effnet_batch.manifest.columns import Columns, kind_of, path_of
-from effnet_batch.manifest.lists import LIST_EXTENSIONS, Entry, is_parquet_list, read_entries
+from effnet_batch.manifest.lists import LIST_EXTENSIONS, Entry, look_at_parquet, read_entries
 from effnet_batch.manifest.store import select_sources
 from effnet_batch.shards import medium_of
 from effnet_batch.storage import ObjectInfo, Storage, canonical_uri, redact, scheme_of
@@ -36,7 +36,7 @@ def build_manifest(
     input: str,
     storage: Storage,
     *,
-    medium: str = schema.KIND_IMAGE,
+    medium: str | None = schema.KIND_IMAGE,
     kind: str | None = None,
     image_column: str | None = None,
     recursive: bool = True,
@@ -59,7 +59,8 @@ def build_manifest(
             own folder.
         storage: how it is reached.
         medium: what the job reads, one of `schema.MEDIA`. Files of the other medium are skipped
-            in a folder whatever ``kind`` says.
+            in a folder whatever ``kind`` says. None for what the input holds, by the names of its
+            files or by what a manifest was listed for; shards alone are taken to hold images.
         kind: what sources are whose name does not say, by default ``medium``; in a folder those
             are skipped by default. ``parquet`` also makes a Parquet input a shard, whatever its
             columns.
@@ -77,14 +78,18 @@ def build_manifest(
 
     Raises:
         InputError: there is nothing to read, or a list has entries that are refused, such as a
-            manifest's rows of the other medium; or ``kind`` is the other medium.
+            manifest's rows of the other medium; or ``kind`` is the other medium; or there are
+            both and no medium is named.
         ConfigError: the input's own URI is refused.
         StorageError: the input cannot be listed.
     """
-    if medium not in schema.MEDIA:
+    if medium not in (None, *schema.MEDIA):
         raise ValueError(f"medium: got {medium!r}, allowed: {', '.join(schema.MEDIA)}")
+    if medium is None and kind in schema.MEDIA:
+        medium = kind
     _check_kind(kind, medium)
     found = _look(input, storage, medium, kind, image_column)
+    medium = medium or found.medium
     columns = Columns(medium=medium, kind=kind, label_from=label_from)
     if found.form is not None:
         _add_list(columns, found, storage, medium, skip_bad_lines=skip_bad_lines)
@@ -104,10 +109,16 @@ def build_manifest(
     if not columns.num_rows:
         skipped = ", ".join(f"{count} {name}" for name, count in columns.skipped.items())
         raise InputError(
-            f"{found.uri}: no {medium}s or shards found"
+            f"{found.uri}: no {_names(medium)} or shards found"
             + (f"; skipped: {skipped}; --kind says what unknown ones are" if skipped else "")
         )
-    table = columns.table()
+    if medium is None:
+        media = columns.found_media()
+        if len(media) > 1:
+            counts = " and ".join(f"{number:,} {name}s" for name, number in media.items())
+            raise InputError(f"{found.uri}: {counts}; --medium says which of them to read")
+        medium = next(iter(media), schema.KIND_IMAGE)
+    table = columns.table(medium)
     if found.form is not None:
         table = _distinct(table)
     return select_sources(table, limit=limit, sample=sample, seed=seed)
@@ -167,10 +178,12 @@ class _Found:
     is_single: bool = False
     is_signed: bool = False
     fetch_uri: str | None = dataclasses.field(default=None, repr=False)
+    medium: str | None = None
+    """What a manifest was listed for."""
 
 
 def _look(
-    text: str, storage: Storage, medium: str, kind: str | None, image_column: str | None
+    text: str, storage: Storage, medium: str | None, kind: str | None, image_column: str | None
 ) -> _Found:
     uri = canonical_uri(text)
     is_web = scheme_of(uri) in WEB_SCHEMES
@@ -195,11 +208,13 @@ def _look(
     if form == "parquet":
         try:
             with storage.open(uri, fetch_uri=fetch_uri) as stream:
-                is_list = is_parquet_list(stream, medium, image_column)
+                media = schema.MEDIA if medium is None else (medium,)
+                is_list, listed_for = look_at_parquet(stream, media, image_column)
         except FetchError as error:
             raise InputError(str(error)) from None
         if not is_list:
             return found
+        found = dataclasses.replace(found, medium=listed_for)
     return dataclasses.replace(found, form=form)
 
 
@@ -207,7 +222,7 @@ def _add_listing(
     columns: Columns,
     uri: str,
     storage: Storage,
-    medium: str,
+    medium: str | None,
     kind: str | None,
     recursive: bool,
     excluded: str | None,
@@ -220,7 +235,7 @@ def _add_listing(
             if _OWN_FILES.search(info.uri):  # of another output in the same folder
                 columns.skip(info.uri)
                 continue
-            is_other = medium_of(path_of(info.uri)) not in (None, medium)
+            is_other = medium not in (None, medium_of(path_of(info.uri)) or medium)
             found = None if is_other else kind_of(info.uri, medium) or kind
             if found is None:
                 columns.skip(info.uri)
@@ -246,7 +261,7 @@ def _entries(found: _Found, storage: Storage) -> Iterator[Entry]:
 
 
 def _add_list(
-    columns: Columns, found: _Found, storage: Storage, medium: str, *, skip_bad_lines: bool
+    columns: Columns, found: _Found, storage: Storage, medium: str | None, *, skip_bad_lines: bool
 ) -> None:
     problems: list[str] = []
     for entry in _entries(found, storage):
@@ -277,10 +292,15 @@ def _add_list(
         )
 
 
-def _check_kind(kind: str | None, medium: str) -> None:
-    allowed = [name for name in schema.KINDS if name == medium or name not in schema.MEDIA]
+def _check_kind(kind: str | None, medium: str | None) -> None:
+    others = [name for name in schema.MEDIA if medium not in (None, name)]
+    allowed = [name for name in schema.KINDS if name not in others]
     if kind is not None and kind not in allowed:
-        raise InputError(f"kind: got {kind!r}, allowed for {medium}s: {', '.join(allowed)}")
+        raise InputError(f"kind: got {kind!r}, allowed for {_names(medium)}: {', '.join(allowed)}")
+
+
+def _names(medium: str | None) -> str:
+    return ", ".join(f"{name}s" for name in schema.MEDIA if medium in (None, name))
 
 
 def _resolve(entry: Entry, found: _Found, storage: Storage) -> tuple[str, bool]:

@@ -8,6 +8,7 @@ from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from effnet_batch import schema
 from effnet_batch.shards import medium_of
@@ -30,6 +31,8 @@ _SHARD_EXTENSIONS: Final = {
     ".zip": schema.KIND_ZIP,
     ".parquet": schema.KIND_PARQUET,
 }
+_UNKNOWN: Final = ""
+_KIND_FIELD: Final = schema.MANIFEST_SCHEMA.field("kind")
 _PAGE_ROWS: Final = 16_384
 _MAX_EXTENSIONS: Final = 50
 
@@ -44,16 +47,17 @@ def path_of(uri: str) -> str:
     return "/" + uri.partition("://")[2].partition("/")[2]
 
 
-def kind_of(uri: str, medium: str = schema.KIND_IMAGE) -> str | None:
+def kind_of(uri: str, medium: str | None = schema.KIND_IMAGE) -> str | None:
     """Returns what the extension of a canonical URI says it is to a job of a medium, or None.
 
     Args:
         uri: canonical URI.
-        medium: one of `schema.MEDIA`; the other's extensions are nothing to the job.
+        medium: one of `schema.MEDIA`; the other's extensions are nothing to the job. None takes
+            those of either.
     """
     name = path_of(uri).rpartition("/")[2]
-    if medium_of(name) == medium:
-        return medium
+    if (found := medium_of(name)) is not None and medium in (None, found):
+        return found
     lowered = name.lower()
     for extension, kind in _SHARD_EXTENSIONS.items():
         if lowered.endswith(extension) and not name.startswith("."):
@@ -70,14 +74,14 @@ class Columns:
     """Collects rows and turns each page of them into Arrow, so that few are Python objects.
 
     Args:
-        medium: what plain sources are.
-        kind: what sources are whose name does not say; None for ``medium``.
+        medium: what plain sources are; None for either, which `table` must then be told.
+        kind: what sources are whose name does not say; None for the medium.
         label_from: ``parent`` labels a source without a label by its folder's name.
     """
 
-    def __init__(self, *, medium: str, kind: str | None, label_from: str | None) -> None:
+    def __init__(self, *, medium: str | None, kind: str | None, label_from: str | None) -> None:
         self._medium = medium
-        self._kind = kind or medium
+        self._kind = kind or medium or _UNKNOWN
         self._label_from = label_from
         self._page: list[dict[str, Any]] = []
         self._batches: list[pa.RecordBatch] = []
@@ -133,15 +137,30 @@ class Columns:
         """Number of skipped files by extension."""
         return dict(sorted(self._skipped.items()))
 
-    def table(self) -> pa.Table:
-        """Returns all rows, with what was skipped in the metadata."""
+    def found_media(self) -> dict[str, int]:
+        """Returns how many sources are of each medium, of those that say it."""
+        self._flush()
+        kinds = pa.Table.from_batches(self._batches, schema.MANIFEST_SCHEMA)["kind"].value_counts()
+        counts = {row["values"]: row["counts"] for row in kinds.to_pylist()}
+        return {medium: counts[medium] for medium in schema.MEDIA if medium in counts}
+
+    def table(self, medium: str) -> pa.Table:
+        """Returns all rows, with their medium and what was skipped in the metadata.
+
+        Args:
+            medium: what plain sources are that do not say it.
+        """
         self._flush()
         notes = {
             "version": 1,
+            "medium": medium,
             "num_skipped_by_extension": self.skipped,
             "num_bad_lines": self.num_bad_lines,
         }
         table = pa.Table.from_batches(self._batches, schema.MANIFEST_SCHEMA)
+        if self._kind == _UNKNOWN:
+            kinds = pc.if_else(pc.equal(table["kind"], _UNKNOWN), medium, table["kind"])
+            table = table.set_column(table.schema.get_field_index("kind"), _KIND_FIELD, kinds)
         return table.replace_schema_metadata({METADATA_KEY: json.dumps(notes)})
 
     def _flush(self) -> None:

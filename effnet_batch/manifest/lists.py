@@ -3,7 +3,7 @@
 import csv
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any, BinaryIO, Final
 
@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from effnet_batch.errors import InputError
 from effnet_batch.manifest.columns import METADATA_KEY, as_utf8
+from effnet_batch.schema import MEDIA
 from effnet_batch.shards import find_media_column
 
 URI_COLUMNS: Final = ("uri", "url", "path", "file")
@@ -57,19 +58,31 @@ class Entry:
     """From here on, as `kind`: only a manifest says it."""
 
 
-def is_parquet_list(stream: BinaryIO, medium: str, image_column: str | None = None) -> bool:
-    """Returns whether a Parquet file is a list or manifest rather than a shard, by its schema.
+def look_at_parquet(
+    stream: BinaryIO, media: Sequence[str], image_column: str | None = None
+) -> tuple[bool, str | None]:
+    """Looks at the schema of a Parquet file.
 
     A file that cannot be read is no list: as a shard it becomes a record that says so.
+
+    Args:
+        stream: of the file.
+        media: what a shard would hold.
+        image_column: a file that has this column is a shard.
+
+    Returns:
+        Whether the file is a list or manifest rather than a shard; and the medium that a manifest
+        was listed for.
     """
     try:
         columns = pq.ParquetFile(stream, pre_buffer=False).schema_arrow
     except (pa.ArrowException, OSError, ValueError):
-        return False
-    if METADATA_KEY in (columns.metadata or {}):
-        return True
-    has_media = find_media_column(columns, medium, image_column) is not None
-    return _find(columns.names, URI_COLUMNS) is not None and not has_media
+        return False, None
+    if (notes := (columns.metadata or {}).get(METADATA_KEY)) is not None:
+        medium = json.loads(notes).get("medium")
+        return True, medium if medium in MEDIA else None
+    is_shard = any(find_media_column(columns, medium, image_column) for medium in media)
+    return _find(columns.names, URI_COLUMNS) is not None and not is_shard, None
 
 
 def read_entries(stream: BinaryIO, uri: str, form: str) -> Iterator[Entry]:

@@ -40,6 +40,8 @@ class ManifestSummary:
     """Files that are neither shards nor of the medium; lower-case extensions with their dot."""
     num_bad_lines: int
     """Entries of the list that were refused and left out."""
+    medium: str
+    """What it was listed for."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,7 @@ def summarize(table: pa.Table) -> ManifestSummary:
         num_signed=pc.sum(table["is_signed"].cast(pa.int64())).as_py() or 0,
         num_skipped_by_extension=notes.get("num_skipped_by_extension", {}),
         num_bad_lines=notes.get("num_bad_lines", 0),
+        medium=notes.get("medium", schema.KIND_IMAGE),
     )
 
 

@@ -16,6 +16,7 @@ from effnet_batch.pipelines.resolution import Nodes, resolved_run
 from effnet_batch.pipelines.resolve import Resolved, resolve
 from effnet_batch.pipelines.run import Run, open_run
 from effnet_batch.pipelines.summary import RunSummary
+from effnet_batch.schema import KIND_VIDEO
 
 _MAX_ROWS_PER_PART = 5_000
 _MIN_ROWS_PER_PART = 128
@@ -33,12 +34,13 @@ def embed(
     reporter: Reporter | None = None,
     **settings: Any,
 ) -> RunSummary:
-    """Embeds every image of the input and commits the vectors to the output.
+    """Embeds every image, or every video, of the input and commits the vectors to the output.
 
     Running it again finishes what an earlier run left, and does nothing where nothing is left.
 
     Args:
-        input: folder, glob, list of URIs, manifest, shard or image; local or any fsspec URL.
+        input: folder, glob, list of URIs, manifest, shard, image or video; local or any fsspec URL.
+            Where it holds images and videos, ``medium`` says which of them to read.
         output: folder; made if missing.
         config: settings; by default those of ``settings``.
         update: list the input again and take in what is new or changed.
@@ -58,14 +60,32 @@ def embed(
     elif settings:
         config = EmbedConfig.from_flat({**config.to_flat(), **settings})
     with open_run(
-        "embed", input, output, config, update=update, retry=retry, reporter=reporter or Silent()
+        "embed",
+        input,
+        output,
+        config,
+        update=update,
+        retry=retry,
+        reporter=reporter or Silent(),
+        medium=config.medium.medium,
     ) as run:
+        config.check_medium(run.medium)
         # Other settings than the output's may mean other numbers, which must not pass unnoticed.
         if run.pending.num_rows or run.stored_resolution() is None:
-            with resolved_run(run, config, resolve, Resolved.from_dict) as (resolved, nodes):
-                if run.pending.num_rows:
-                    _embed_pending(run, config, resolved, nodes)
+            if run.medium == KIND_VIDEO:
+                # What images do not need: the packages of the extra `video`.
+                from effnet_batch.pipelines.embed_videos import embed_videos
+
+                embed_videos(run, config)
+            else:
+                _embed_images(run, config)
         return run.finish()
+
+
+def _embed_images(run: Run, config: EmbedConfig) -> None:
+    with resolved_run(run, config, resolve, Resolved.from_dict) as (resolved, nodes):
+        if run.pending.num_rows:
+            _embed_pending(run, config, resolved, nodes)
 
 
 def _embed_pending(run: Run, config: EmbedConfig, resolved: Resolved, nodes: Nodes) -> None:

@@ -22,8 +22,8 @@ from effnet_batch.media.image import DecodedImage, ImageLimits, decode_image
 from effnet_batch.media.isolation import IsolatedDecoder
 from effnet_batch.models.engine import Engine
 from effnet_batch.pipelines.progress import UnitProgress
-from effnet_batch.pipelines.resolution import build_chosen_engine, check_sha256
-from effnet_batch.pipelines.resolve import Resolved, load
+from effnet_batch.pipelines.resolution import build_chosen_engine
+from effnet_batch.pipelines.resolve import Resolved, load_chosen
 from effnet_batch.pipelines.units import Task, end_process, part_writer, read_unit, receipt
 from effnet_batch.schema import STATUS_OK
 from effnet_batch.stages.decode import Decode, DecodedBatch, decode_batch
@@ -157,11 +157,8 @@ def build_worker_engine(task: EmbedTask, *, num_streams: int) -> Engine:
         FingerprintError: the weights on this node are not those of the run.
     """
     torch.set_num_threads(1)
-    model = load(task.config)
-    assert model.weights_info is not None
-    check_sha256(task.resolved.weights, model.weights_info.sha256, task.resolved.weights_sha256)
     return build_chosen_engine(
-        model,
+        load_chosen(task.config, task.resolved),
         task.resolved.preprocessing,
         task.resolved.engine,
         num_streams=num_streams,
@@ -184,11 +181,11 @@ def _decoder(task: EmbedTask, *, is_suspect: bool) -> Iterator[Decode]:
     it is decoded in children that can be killed, and what dies there becomes a record.
     """
     limits = task.config.limits
-    image_limits = ImageLimits(max_pixels=limits.max_pixels, max_bytes=limits.max_image_bytes)
+    image_limits = ImageLimits(max_pixels=limits.max_image_pixels, max_bytes=limits.max_image_bytes)
     preprocessing = task.resolved.preprocessing
     if not is_suspect:
         plain = functools.partial(decode_image, preprocessing=preprocessing, limits=image_limits)
-        with Watchdog(limits.timeout_seconds, end_process) as watchdog:
+        with Watchdog(limits.image_timeout_seconds, end_process) as watchdog:
 
             def watched(data: bytes) -> DecodedImage:
                 with watchdog.step():
@@ -204,7 +201,7 @@ def _decoder(task: EmbedTask, *, is_suspect: bool) -> Iterator[Decode]:
                     IsolatedDecoder(
                         preprocessing,
                         image_limits,
-                        limits.timeout_seconds,
+                        limits.image_timeout_seconds,
                         limits.max_decode_memory_bytes,
                     )
                 )

@@ -39,6 +39,7 @@ def list_input(input: str, manifest: str, settings: Mapping[str, Any]) -> dict[s
     save_manifest(room, canonical_uri(manifest), table)
     found = summarize(table)
     return {
+        "medium": found.medium,
         "sources": found.num_sources,
         **{f"  {kind}": count for kind, count in found.num_by_kind.items()},
         **{f"left out, {name}": n for name, n in found.num_skipped_by_extension.items()},

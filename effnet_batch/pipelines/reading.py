@@ -27,7 +27,8 @@ def read_embeddings(
         storage: how storage is spoken to.
 
     Returns:
-        A table of `schema.embeddings_schema`; `embedding_matrix` gives its vectors as an array.
+        A table of `schema.embeddings_schema`, or, of videos, of
+        `schema.video_embeddings_schema`; `embedding_matrix` gives its vectors as an array.
 
     Raises:
         InputError: nothing is committed there.
@@ -66,7 +67,7 @@ def read_frames(
     where it is not needed.
 
     Args:
-        output: the folder that a job wrote to with ``embeddings``.
+        output: the folder that ``score`` wrote to with ``embeddings``, or ``embed`` with ``frames``.
         columns: which columns, in this order; all when None.
         storage: how storage is spoken to.
 
@@ -81,7 +82,9 @@ def read_frames(
     root = canonical_uri(output)
     ledger = Ledger.scan(room, OutputPaths(root).data)
     if not ledger.frames:
-        raise InputError(f"{root} holds no frames; they are stored with --embeddings")
+        raise InputError(
+            f"{root} holds no frames; `score --embeddings` and `embed --frames` store them"
+        )
     tables: list[pa.Table] = []
     for part, records in ledger.live_parts(["record_id"], statuses=[STATUS_OK]):
         wanted = records["record_id"].combine_chunks()

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, Self
 
 from effnet_batch.config import EmbedConfig
 from effnet_batch.fingerprint import Fingerprint
@@ -13,6 +13,7 @@ from effnet_batch.models.weights import load_model
 from effnet_batch.pipelines.resolution import (
     Resolution,
     check_runs,
+    check_sha256,
     choose_engine,
     library_versions,
 )
@@ -39,19 +40,21 @@ class Resolved(Resolution):
     @functools.cached_property
     def fingerprint(self) -> Fingerprint:
         """What determines the numbers."""
-        return Fingerprint(
-            {
-                "job": "embed",
-                "architecture": self.architecture,
-                "weights_sha256": self.weights_sha256,
-                "padding": self.padding,
-                "bn_eps": self.bn_eps,
-                "preprocessing": self.preprocessing.to_dict(),
-                "engine": self.engine.engine,
-                "precision": self.engine.precision,
-                **self.output,
-            }
-        )
+        return Fingerprint(self.number_fields())
+
+    def number_fields(self) -> dict[str, Any]:
+        """Returns the fields of the fingerprint."""
+        return {
+            "job": "embed",
+            "architecture": self.architecture,
+            "weights_sha256": self.weights_sha256,
+            "padding": self.padding,
+            "bn_eps": self.bn_eps,
+            "preprocessing": self.preprocessing.to_dict(),
+            "engine": self.engine.engine,
+            "precision": self.engine.precision,
+            **self.output,
+        }
 
     @property
     def model_names(self) -> str:
@@ -59,7 +62,7 @@ class Resolved(Resolution):
         return self.weights
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Resolved":
+    def from_dict(cls, values: dict[str, Any]) -> Self:
         """Rebuilds what `to_dict` returned."""
         preprocessing = dict(values["preprocessing"])
         for name in ("mean", "std"):
@@ -88,6 +91,18 @@ def load(config: EmbedConfig) -> Backbone:
         crop_pct=settings.crop_pct,
         storage=Storage(storage_options(config)),
     )
+
+
+def load_chosen(config: EmbedConfig, resolved: Resolved) -> Backbone:
+    """Loads the model that a run was resolved to.
+
+    Raises:
+        FingerprintError: the weights on this node are not those of the run.
+    """
+    model = load(config)
+    assert model.weights_info is not None
+    check_sha256(resolved.weights, model.weights_info.sha256, resolved.weights_sha256)
+    return model
 
 
 def resolve(config: EmbedConfig) -> Resolved:

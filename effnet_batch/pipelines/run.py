@@ -80,10 +80,10 @@ class Run:
         storage: Storage,
         paths: OutputPaths,
         reporter: Reporter,
-        medium: str,
+        medium: str | None,
     ) -> None:
         self.job = job
-        self.medium = medium
+        self._medium = medium
         self.input = input
         self.config = config
         self.storage = storage
@@ -130,8 +130,21 @@ class Run:
                 f"{self.paths.root} was made from {previous['input']}, not {redact(self.input)}; "
                 f"use another output, or --update to take this input in as well"
             )
+        medium = previous.get("medium", self._medium or KIND_IMAGE)
+        if self._medium not in (None, medium):
+            raise ConfigError(
+                f"{self.paths.root} holds the output of {medium}s, not of {self._medium}s; use "
+                "another output"
+            )
+        self._medium = medium
         self._warn_of_listing(previous["config"], update=update)
         return previous
+
+    @property
+    def medium(self) -> str:
+        """What is read: what was asked for, else what the output or the input holds."""
+        assert self._medium is not None, "the run is not prepared"
+        return self._medium
 
     def _warn_of_listing(self, before: dict[str, Any], *, update: bool) -> None:
         """Says that settings of the listing do not count where the manifest is kept."""
@@ -150,7 +163,7 @@ class Run:
         table = build_manifest(
             self.input,
             self.storage,
-            medium=self.medium,
+            medium=self._medium,
             kind=settings.kind,
             image_column=settings.image_column,
             label_from=settings.label_from,
@@ -159,7 +172,9 @@ class Run:
             seed=settings.seed,
             exclude=self.paths.root,
         )
-        if skipped := summarize(table).num_skipped_by_extension:
+        summary = summarize(table)
+        self._medium = summary.medium
+        if skipped := summary.num_skipped_by_extension:
             names = ", ".join(f"{count:,} {name or '(none)'}" for name, count in skipped.items())
             self.reporter.message(f"not {self.medium}s, left out by extension: {names}")
         table = without_forgotten(table, load_forgotten(self.storage, self.paths))
@@ -184,7 +199,8 @@ class Run:
 
     def _with_fetch_uris(self, pending: pa.Table) -> pa.Table:
         is_pending = pc.is_in(self.manifest["source_id"], pending["source_id"].combine_chunks())
-        signed = fetch_uris(self.manifest.filter(is_pending), self.input, self.storage)
+        sources = self.manifest.filter(is_pending)
+        signed = fetch_uris(sources, self.input, self.storage, medium=self.medium)
         urls = [signed.get(key) for key in pending["source_id"].to_pylist()] if signed else None
         column = pa.array(urls or [None] * pending.num_rows, pa.string())
         return pending.append_column("fetch_uri", column)
@@ -228,6 +244,7 @@ class Run:
             )
         self._record = {
             "job": self.job,
+            "medium": self.medium,
             "input": canonical_uri(self.input),
             "config": _redacted(self.config.to_flat()),
             "requested": self._requested(),
@@ -323,9 +340,11 @@ def open_run(
     update: bool,
     retry: Sequence[str],
     reporter: Reporter,
-    medium: str = KIND_IMAGE,
+    medium: str | None = KIND_IMAGE,
 ) -> Iterator[Run]:
     """Checks storage, takes the lock and prepares a run; on leaving, says how it ended.
+
+    Without a ``medium`` the run reads what its output or its input holds.
 
     Raises:
         ConfigError: something is wrong before any work has started.

@@ -6,11 +6,10 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from effnet_batch.config import ScoreConfig
+from effnet_batch.config import ScoreConfig, VideoLimitSettings
 from effnet_batch.pipelines.resolution import check_sha256
 from effnet_batch.pipelines.score_resolve import ResolvedScoring, load_checkpoints
-from effnet_batch.pipelines.units import Task
-from effnet_batch.pipelines.video_workers import VideoWorker, build_encoder
+from effnet_batch.pipelines.video_workers import VideoTask, VideoWorker, build_encoder
 from effnet_batch.stages.frames import FrameSpool
 from effnet_batch.stages.lanes import StageClock
 from effnet_batch.stages.read import Item
@@ -20,11 +19,16 @@ from effnet_batch.stages.video import OpenVideo
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ScoreTask(Task):
+class ScoreTask(VideoTask):
     """Everything a worker needs to know; plain values, no secret and no open file."""
 
     config: ScoreConfig
     resolved: ResolvedScoring
+
+    @property
+    def limits(self) -> VideoLimitSettings:
+        """What one video may cost."""
+        return self.config.limits
 
 
 class ScoreWorker(VideoWorker):

@@ -11,6 +11,7 @@ among the videos, twice those that are decoded in a child, and the rest of the s
 
 import abc
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, Final
@@ -47,10 +48,20 @@ OpenReader = Callable[[bytes | BinaryIO], contextlib.AbstractContextManager[Read
 """Opens a video from its bytes or a file; raises RecordErrors only."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VideoTask(Task, abc.ABC):
+    """Everything a worker needs to know; plain values, no secret and no open file."""
+
+    @property
+    @abc.abstractmethod
+    def limits(self) -> VideoLimitSettings:
+        """What one video may cost."""
+
+
 class VideoWorker(abc.ABC):
     """Actor of a fused graph: reads, decodes, runs the model and commits."""
 
-    def __init__(self, task: Task, board: Any) -> None:
+    def __init__(self, task: VideoTask, board: Any) -> None:
         self.task = task
         self._board = board
         self._storage = Storage(task.storage)
@@ -89,7 +100,7 @@ class VideoWorker(abc.ABC):
     def __call__(self, unit: pa.Table) -> pa.Table:
         """Does one unit; returns its receipt."""
         task, clock = self.task, StageClock()
-        limits = task.config.group(VideoLimitSettings)
+        limits = task.limits
         face_model = self._face_model
         progress = UnitProgress(self._board, unit)
         writer = part_writer(task, self._storage, progress.unit, clock)

@@ -8,8 +8,7 @@ from effnet_batch.pipelines.pending import cut_units
 from effnet_batch.pipelines.placement import Placement
 from effnet_batch.pipelines.resolution import Resolution
 from effnet_batch.pipelines.run import Run
-from effnet_batch.pipelines.units import Task
-from effnet_batch.pipelines.video_workers import VideoWorker
+from effnet_batch.pipelines.video_workers import VideoTask, VideoWorker
 from effnet_batch.schema import KIND_VIDEO
 
 _MAX_VIDEOS_PER_PART: Final = 64
@@ -21,7 +20,7 @@ def run_videos(
     config: JobConfig,
     resolved: Resolution,
     placement: Placement,
-    task_type: type[Task],
+    task_type: type[VideoTask],
     worker: type[VideoWorker],
 ) -> None:
     """Works through the pending videos of a run.

@@ -1,0 +1,177 @@
+"""The embedding job's work on videos: pooled vectors, exactly once."""
+
+import dataclasses
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from effnet_batch.config import EmbedConfig, VideoLimitSettings
+from effnet_batch.errors import ConfigError
+from effnet_batch.media.faces import MODEL_SHA256
+from effnet_batch.models.backbone import Backbone
+from effnet_batch.models.sequence import SequenceClassifier
+from effnet_batch.models.sequence_config import SequenceConfig
+from effnet_batch.pipelines.placement import FUSED, resolve_placement
+from effnet_batch.pipelines.resolution import resolved_run
+from effnet_batch.pipelines.resolve import Resolved, load, load_chosen, resolve
+from effnet_batch.pipelines.run import Run
+from effnet_batch.pipelines.video_workers import VideoTask, VideoWorker, build_encoder
+from effnet_batch.pipelines.videos import run_videos
+from effnet_batch.pipelines.views import (
+    NO_DETECTOR,
+    check_view,
+    faces_with,
+    frame_fingerprint,
+    make_view,
+    sampling_with,
+)
+from effnet_batch.schema import KIND_VIDEO
+from effnet_batch.stages.embed_video import VideoEmbedder, embed_video
+from effnet_batch.stages.frames import FrameSpool
+from effnet_batch.stages.lanes import StageClock
+from effnet_batch.stages.read import Item
+from effnet_batch.stages.show import View, Viewing
+from effnet_batch.stages.video import OpenVideo
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResolvedVideos(Resolved):
+    """What a run on videos really uses. Plain values; stored in run.json."""
+
+    sampling: dict[str, Any]
+    """Strategy and parameters."""
+    faces: dict[str, Any]
+    """The detector, and the fields of `FaceSettings`."""
+    max_frames: int
+    min_frames: int
+    segment_seconds: float | None
+    encoder_sha256: str | None
+    """As `SequenceClassifier.encoder_sha256` has it, where the embeddings of frames are stored."""
+
+    def number_fields(self) -> dict[str, Any]:
+        """Returns the fields of the fingerprint."""
+        return {
+            **super().number_fields(),
+            "medium": KIND_VIDEO,
+            "pooling": "mean",
+            "sampling": self.sampling,
+            "faces": self.faces,
+            "face_model_sha256": MODEL_SHA256 if self.view.faces else None,
+            "max_frames": self.max_frames,
+            "min_frames": self.min_frames,
+            "segment_seconds": self.segment_seconds,
+        }
+
+    @property
+    def frames(self) -> dict[str, dict[str, Any]]:
+        """What stored frame embeddings depend on, by digest."""
+        if self.encoder_sha256 is None:
+            return {}
+        dtype = self.output["dtype"]
+        fingerprint = frame_fingerprint(
+            self.encoder_sha256, self.preprocessing, self.view, self.engine, dtype
+        )
+        return {fingerprint.digest: fingerprint.to_dict()}
+
+    @property
+    def view(self) -> View:
+        """What the model is shown of a video."""
+        return make_view(
+            self.sampling,
+            self.faces,
+            max_frames=self.max_frames,
+            segment_seconds=self.segment_seconds,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EmbedVideosTask(VideoTask):
+    """Everything a worker needs to know; plain values, no secret and no open file."""
+
+    config: EmbedConfig
+    resolved: ResolvedVideos
+
+    @property
+    def limits(self) -> VideoLimitSettings:
+        """What one video may cost."""
+        return self.config.limits.of_videos()
+
+
+class EmbedVideosWorker(VideoWorker):
+    """Actor of the fused graph: reads, decodes, embeds and commits."""
+
+    def __init__(self, task: EmbedVideosTask, board: Any) -> None:
+        super().__init__(task, board)
+        torch.set_num_threads(1)
+        resolved = task.resolved
+        model = load_chosen(task.config, resolved)
+        self._embedder = VideoEmbedder(
+            view=resolved.view,
+            preprocessing=resolved.preprocessing,
+            encoder=build_encoder(model, resolved.preprocessing, task),
+            min_frames=resolved.min_frames,
+            dtype=task.config.output.dtype,
+            frames=next(iter(resolved.frames), ""),
+        )
+
+    @property
+    def viewings(self) -> tuple[Viewing, ...]:
+        """The one that is embedded."""
+        return (self._embedder.viewing,)
+
+    def work(
+        self, item: Item, open_video: OpenVideo, clock: StageClock, frames: FrameSpool | None
+    ) -> pa.Table:
+        """Embeds one video."""
+        return embed_video(item, open_video, self._embedder, self.task.stamp, clock, frames)
+
+
+def embed_videos(run: Run, config: EmbedConfig) -> None:
+    """Embeds the pending videos of a run."""
+    with resolved_run(run, config, resolve_videos, ResolvedVideos.from_dict) as (resolved, nodes):
+        if run.pending.num_rows:
+            cluster = dataclasses.replace(config.cluster, placement=FUSED)
+            placement = resolve_placement(cluster, resolved.engine, nodes)
+            run_videos(run, config, resolved, placement, EmbedVideosTask, EmbedVideosWorker)
+
+
+def resolve_videos(config: EmbedConfig) -> ResolvedVideos:
+    """Resolves every ``auto`` for the machine that it runs on.
+
+    Raises:
+        ConfigError: the settings contradict each other, or this machine cannot run them.
+    """
+    settings = config.sampling
+    shown: dict[str, Any] = {
+        "max_frames": settings.max_frames,
+        "segment_seconds": settings.segment_seconds,
+    }
+    try:
+        sampling = sampling_with({"strategy": "uniform"}, settings)
+        faces = faces_with({"detector": NO_DETECTOR}, config.faces, config.model.model)
+        check_view(make_view(sampling, faces, **shown), config.faces)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    model = resolve(config)
+    output = config.output
+    fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
+    return ResolvedVideos(
+        **{**fields, "output": {"dtype": output.dtype, "frames": output.frames}},
+        sampling=sampling,
+        faces=faces,
+        min_frames=settings.min_frames,
+        **shown,
+        encoder_sha256=_encoder_sha256(load(config)) if output.frames else None,
+    )
+
+
+def _encoder_sha256(model: Backbone) -> str:
+    """Returns the digest that a classifier has whose frames are encoded by this backbone."""
+    info = model.weights_info
+    assert info is not None
+    classifier = SequenceClassifier(
+        SequenceConfig(architecture=info.architecture, padding=info.padding, bn_eps=info.bn_eps)
+    )
+    classifier.take_backbone(model)
+    return classifier.encoder_sha256()
