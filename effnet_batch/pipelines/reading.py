@@ -67,7 +67,7 @@ def read_frames(
     where it is not needed.
 
     Args:
-        output: the folder that ``score`` wrote to with ``embeddings``, or ``embed`` with ``frames``.
+        output: written by ``score`` with ``embeddings``, or by ``embed`` with ``frames``.
         columns: which columns, in this order; all when None.
         storage: how storage is spoken to.
 
