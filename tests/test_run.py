@@ -74,7 +74,7 @@ def images(tmp_path: Path, photos: Path) -> Path:
 def begun(tmp_path: Path, images: Path) -> Path:
     """An output of a run that committed nothing."""
     with run_of(images, tmp_path / "output") as run:
-        run.begin(Fingerprint(FIELDS), {"engine": {}})
+        run.begin(Fingerprint(FIELDS), {"engine": {}}, {})
         run.finish()
     return tmp_path / "output"
 
@@ -85,7 +85,7 @@ def test_rows_of_other_numbers_are_refused_even_without_run_json(images, begun):
     (begun / "run.json").unlink()
     message = "holds rows of fingerprint f, and this run would"
     with pytest.raises(FingerprintError, match=message), run_of(images, begun) as run:
-        run.begin(Fingerprint(FIELDS), {})
+        run.begin(Fingerprint(FIELDS), {}, {})
 
 
 def test_storage_that_fails_at_the_end_is_an_outage(images, begun, monkeypatch):
@@ -94,7 +94,7 @@ def test_storage_that_fails_at_the_end_is_an_outage(images, begun, monkeypatch):
 
     def work() -> None:
         with run_of(images, begun) as run:
-            run.begin(Fingerprint(FIELDS), {})
+            run.begin(Fingerprint(FIELDS), {}, {})
             monkeypatch.setattr(run.ledger, "refresh", refuse)
             run.finish()
 
@@ -106,7 +106,7 @@ def test_storage_that_fails_at_the_end_is_an_outage(images, begun, monkeypatch):
 def test_an_unexpected_error_is_recorded(images, begun):
     def work() -> None:
         with run_of(images, begun) as run:
-            run.begin(Fingerprint(FIELDS), {})
+            run.begin(Fingerprint(FIELDS), {}, {})
             raise KeyError("surprise")
 
     with pytest.raises(KeyError):

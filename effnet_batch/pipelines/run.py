@@ -61,12 +61,8 @@ STATE_INCOMPLETE: Final = "incomplete"
 STATE_STOPPED: Final = "stopped"
 STATE_FAILED: Final = "failed"
 
-_MAX_CHECKED: Final = 10_000
 _NOT_IN_NUMBERS: Final = ("rows_per_part", "store_crops")
 """Settings of groups that numbers depend on, which none depends on."""
-_MAX_PLACES: Final = 16
-_ANSWERS: Final = ("PermissionError", "HTTPError")
-"""Errors of one object from a bucket or host that does answer."""
 
 
 class Run:
