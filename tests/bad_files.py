@@ -1,5 +1,6 @@
 """One of every bad and hostile file, and the record that it must become."""
 
+import ctypes
 import gzip
 import io
 import os
@@ -28,6 +29,26 @@ UNSUPPORTED: Outcome = ("unsupported", "UnsupportedError")
 TOO_LARGE: Outcome = ("too_large", "TooLargeError")
 LONG_NAME = f"{'n' * 251}.jpg"
 NAME_NOT_UTF8 = b"\xff\xfe.jpg"
+
+
+class Watch:
+    """Tells whether anybody on this machine opened a file (inotify)."""
+
+    IN_ACCESS, IN_OPEN = 0x1, 0x20
+
+    def __init__(self, path: Path) -> None:
+        libc = ctypes.CDLL(None, use_errno=True)
+        self._descriptor = libc.inotify_init1(os.O_NONBLOCK)
+        assert self._descriptor >= 0, os.strerror(ctypes.get_errno())
+        mask = self.IN_ACCESS | self.IN_OPEN
+        assert libc.inotify_add_watch(self._descriptor, os.fsencode(path), mask) >= 0
+
+    def was_opened(self) -> bool:
+        """Returns whether it was opened since the last call."""
+        try:
+            return bool(os.read(self._descriptor, 65_536))
+        except BlockingIOError:
+            return False
 
 
 def write_bad_images(folder: Path) -> dict[str, Outcome]:

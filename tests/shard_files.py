@@ -40,6 +40,13 @@ def make_zip(files: list[tuple[str, bytes]], method: int = zipfile.ZIP_DEFLATED)
     return buffer.getvalue()
 
 
+def edit_zip(data: bytes, name: str, offset: int, value: bytes) -> bytes:
+    """Overwrites a field of a member's central directory entry."""
+    entry = data.rindex(name.encode()) - 46
+    assert data[entry : entry + 4] == b"PK\x01\x02"
+    return data[: entry + offset] + value + data[entry + offset + len(value) :]
+
+
 def make_parquet(table: pa.Table, rows_per_group: int = 100) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(table, buffer, row_group_size=rows_per_group)

@@ -1,6 +1,5 @@
 """What bad and hostile input gets: one record each, a finished job, and nothing read outside."""
 
-import ctypes
 import http.server
 import os
 import random
@@ -20,6 +19,7 @@ from bad_files import (
     MAX_IMAGE_BYTES,
     NAME_NOT_UTF8,
     OK,
+    Watch,
     write_bad_images,
     write_bad_places,
     write_bad_shards,
@@ -58,26 +58,6 @@ def run_command(capfd: pytest.CaptureFixture[str], *args: str) -> tuple[int, str
 def rows_of(output: Path) -> list[dict[str, Any]]:
     """Returns every row of every part, as plain Parquet, in no order."""
     return [row for part in (output / "data").iterdir() for row in pq.read_table(part).to_pylist()]
-
-
-class Watch:
-    """Tells whether anybody on this machine opened a file (inotify)."""
-
-    IN_ACCESS, IN_OPEN = 0x1, 0x20
-
-    def __init__(self, path: Path) -> None:
-        libc = ctypes.CDLL(None, use_errno=True)
-        self._descriptor = libc.inotify_init1(os.O_NONBLOCK)
-        assert self._descriptor >= 0, os.strerror(ctypes.get_errno())
-        mask = self.IN_ACCESS | self.IN_OPEN
-        assert libc.inotify_add_watch(self._descriptor, os.fsencode(path), mask) >= 0
-
-    def was_opened(self) -> bool:
-        """Returns whether it was opened since the last call."""
-        try:
-            return bool(os.read(self._descriptor, 65_536))
-        except BlockingIOError:
-            return False
 
 
 @pytest.fixture

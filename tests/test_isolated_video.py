@@ -105,7 +105,7 @@ def test_a_crash_names_its_signal_and_a_hang_is_a_timeout() -> None:
     with opened(CARPHONE, timeout_seconds=1) as video:
         pid = child_of(video)
         os.kill(pid, signal.SIGSTOP)
-        with pytest.raises(TimeoutRecordError, match="went on for 1 s"):
+        with pytest.raises(TimeoutRecordError, match="stood still for 1 s"):
             list(video.read([0, 1], SMALL))
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)

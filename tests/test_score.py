@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from PIL import Image
 from shard_files import make_tar, make_zip
 from tiny_checkpoint import PREPROCESSING, plain_logits, sigmoid, tiny_checkpoint
-from video_files import CLIPS, encode
+from video_files import CLIPS, encode, sound_only
 
 import effnet_batch
 from effnet_batch.cli import main
@@ -47,22 +47,6 @@ STATUSES = {
 def ray_running() -> Iterator[None]:
     with ray_session(None):
         yield
-
-
-def sound_only() -> bytes:
-    import av
-
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as output:
-        stream: Any = output.add_stream("aac", rate=16000, layout="mono")
-        for _ in range(8):
-            frame: Any = av.AudioFrame.from_ndarray(
-                np.zeros((1, 1024), np.float32), format="fltp", layout="mono"
-            )
-            frame.sample_rate = 16000
-            output.mux(stream.encode(frame))
-        output.mux(stream.encode(None))
-    return file.getvalue()
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import zlib
 
 from shard_files import (
     IMAGES,
+    edit_zip,
     make_zip,
     read,
     whats,
@@ -20,13 +21,6 @@ def test_zip_links_and_directories_are_no_members() -> None:
         archive.writestr("folder.jpg/", b"")
         archive.writestr("real.jpg", b"abc")
     assert whats(read("zip", buffer.getvalue())) == [("real.jpg", "ok")]
-
-
-def edit_zip(data: bytes, name: str, offset: int, value: bytes) -> bytes:
-    """Overwrites a field of a member's central directory entry."""
-    entry = data.rindex(name.encode()) - 46
-    assert data[entry : entry + 4] == b"PK\x01\x02"
-    return data[: entry + offset] + value + data[entry + offset + len(value) :]
 
 
 def test_zip_encrypted_unknown_method_crc_and_lying_sizes_are_records_of_their_own() -> None:

@@ -2,6 +2,7 @@
 
 import gc
 import io
+import threading
 
 import numpy as np
 import psutil
@@ -195,3 +196,13 @@ def test_frames_leave_memory_without_the_garbage_collector() -> None:
     finally:
         gc.enable()
     assert max(sizes[20:]) - sizes[20] < 20e6
+
+
+def test_long_steps_show_progress() -> None:
+    data = encode("mpeg4", "avi", num_frames=100)  # Its frames have to be counted.
+    calls: list[int] = []
+    with open_video(data, on_progress=lambda: calls.append(threading.get_ident())) as video:
+        assert len(calls) >= 2 * 100
+        list(video.read([99], None))
+    assert len(calls) >= 3 * 100
+    assert set(calls) == {threading.get_ident()}

@@ -15,10 +15,13 @@ from skimage import data as photographs
 from video_files import (
     B_FRAMES,
     CLIPS,
+    PLAYLISTS,
     VP9,
     decode_plainly,
     encode,
     encoded,
+    sound_only,
+    with_size,
 )
 
 from effnet_batch.errors import (
@@ -78,35 +81,12 @@ def test_damage_is_seen_and_gives_the_frames_of_a_full_decode() -> None:
         np.testing.assert_array_equal(frame.pixels, expected[frame.pts_seconds])
 
 
-def audio_only() -> bytes:
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as output:
-        stream = output.add_stream("aac", rate=16000, layout="mono")
-        frame = av.AudioFrame.from_ndarray(
-            np.zeros((1, 4096), np.float32), format="fltp", layout="mono"
-        )
-        frame.sample_rate = 16000
-        output.mux(stream.encode(frame))  # type: ignore[attr-defined]
-        output.mux(stream.encode(None))  # type: ignore[attr-defined]
-    return file.getvalue()
-
-
 def png_file() -> bytes:
     from PIL import Image
 
     file = io.BytesIO()
     Image.fromarray(photographs.astronaut()).save(file, "PNG")
     return file.getvalue()
-
-
-def with_size(width: int, height: int) -> bytes:
-    """A MJPEG file whose track says another size than its pictures have."""
-    data = bytearray(encode("mjpeg", "mov", pixel_format="yuvj420p", num_frames=3))
-    entry = data.index(b"jpeg", data.index(b"stsd"))
-    data[entry + 28 : entry + 32] = struct.pack(">HH", width, height)
-    while (frame := data.find(b"\xff\xc0\0\x11\x08\0\x40\0\x60")) >= 0:
-        data[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
-    return bytes(data)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +97,7 @@ def with_size(width: int, height: int) -> bytes:
         (lambda: bytes(10_000), UnsupportedError, "only zeros"),
         (lambda: b"dear diary, " * 500, UnsupportedError, "the bytes are text"),
         (png_file, UnsupportedError, "the bytes are PNG"),
-        (audio_only, DecodeError, "no video stream; its streams are audio"),
+        (sound_only, DecodeError, "no video stream; its streams are audio"),
         (lambda: encode()[:3000], DecodeError, "cannot open this video"),
         (lambda: encode("libx264", "flv"), DecodeError, "cannot open this video"),
         (lambda: encode("cinepak", "mov", pixel_format="rgb24"), UnsupportedError, "cinepak"),
@@ -186,20 +166,6 @@ def canary_server() -> Iterator[tuple[str, list[str]]]:
         server.shutdown()
         thread.join()
         server.server_close()
-
-
-PLAYLISTS = {
-    "ffconcat": "ffconcat version 1.0\nfile '{}'\n",
-    "ffconcat with options": "ffconcat version 1.0\nfile '{}'\noption safe 0\n",
-    "HLS": "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{}\n#EXT-X-ENDLIST\n",
-    "HLS with a key": '#EXTM3U\n#EXT-X-KEY:METHOD=AES-128,URI="{0}"\n#EXTINF:10,\n{0}\n',
-    "DASH": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><Period>'
-    '<AdaptationSet mimeType="video/mp4"><Representation id="1" bandwidth="1"><BaseURL>{}</BaseURL>'
-    "</Representation></AdaptationSet></Period></MPD>",
-    "SDP": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\n"
-    "a=control:{}\n",
-    "SMIL": '<smil><body><video src="{}"/></body></smil>',
-}
 
 
 @pytest.mark.parametrize("name", PLAYLISTS)

@@ -3,6 +3,8 @@
 import contextlib
 import functools
 import io
+import itertools
+import struct
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -45,8 +47,9 @@ def encode(
     with_audio: bool = False,
     with_second_video: bool = False,
     muxer_options: dict[str, str] | None = None,
+    show: Callable[[int, int, int], np.ndarray] = pattern,
 ) -> bytes:
-    """Encodes the pattern.
+    """Encodes the pattern, or what else ``show`` makes of a number, a width and a height.
 
     ``times`` are in milliseconds and make the frame rate vary; without them ``rate`` is constant.
     """
@@ -71,7 +74,7 @@ def encode(
                 silence.sample_rate = 16000
                 output.mux(audio.encode(silence))
         for number in range(num_frames):
-            frame = av.VideoFrame.from_ndarray(pattern(number, *size), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(show(number, *size), format="rgb24")
             frame.pts = times[number] if times is not None else number
             frame.time_base = unit
             output.mux(stream.encode(frame))
@@ -132,6 +135,47 @@ def remux(
                 packet.stream = stream
                 output.mux(packet)
     return file.getvalue()
+
+
+def first_frames(data: bytes, num_frames: int) -> bytes:
+    """The first frames of a mp4 file without B-frames, as a mp4 file."""
+    file = io.BytesIO()
+    with (
+        av.open(io.BytesIO(data), "r") as source,
+        av.open(file, "w", format="mp4") as output,
+    ):
+        template = source.streams.video[0]
+        stream: Any = output.add_stream_from_template(template)
+        output.start_encoding()
+        for packet in itertools.islice(source.demux(template), num_frames):
+            packet.stream = stream
+            output.mux(packet)
+    return file.getvalue()
+
+
+def sound_only() -> bytes:
+    """A mp4 file without a video stream."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as output:
+        stream: Any = output.add_stream("aac", rate=16000, layout="mono")
+        for _ in range(8):
+            frame: Any = av.AudioFrame.from_ndarray(
+                np.zeros((1, 1024), np.float32), format="fltp", layout="mono"
+            )
+            frame.sample_rate = 16000
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def with_size(width: int, height: int) -> bytes:
+    """A MJPEG file whose track says another size than its pictures have."""
+    data = bytearray(encode("mjpeg", "mov", pixel_format="yuvj420p", num_frames=3))
+    entry = data.index(b"jpeg", data.index(b"stsd"))
+    data[entry + 28 : entry + 32] = struct.pack(">HH", width, height)
+    while (frame := data.find(b"\xff\xc0\0\x11\x08\0\x40\0\x60")) >= 0:
+        data[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
+    return bytes(data)
 
 
 B_FRAMES = {"g": "24", "bf": "3"}
@@ -215,3 +259,17 @@ def with_edit_list(data: bytes) -> bytes:
     """The same, with an edit list that leaves out the first 11 frames."""
     options = {"avoid_negative_ts": "disabled", "use_editlist": "1"}
     return remux(data, "mp4", move=lambda pts: pts - 11 * 512, muxer_options=options)
+
+
+PLAYLISTS = {
+    "ffconcat": "ffconcat version 1.0\nfile '{}'\n",
+    "ffconcat with options": "ffconcat version 1.0\nfile '{}'\noption safe 0\n",
+    "HLS": "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{}\n#EXT-X-ENDLIST\n",
+    "HLS with a key": '#EXTM3U\n#EXT-X-KEY:METHOD=AES-128,URI="{0}"\n#EXTINF:10,\n{0}\n',
+    "DASH": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><Period>'
+    '<AdaptationSet mimeType="video/mp4"><Representation id="1" bandwidth="1"><BaseURL>{}</BaseURL>'
+    "</Representation></AdaptationSet></Period></MPD>",
+    "SDP": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\n"
+    "a=control:{}\n",
+    "SMIL": '<smil><body><video src="{}"/></body></smil>',
+}

@@ -71,7 +71,9 @@ class VideoLimitSettings:
 
     max_video_bytes: int = setting(2048 * _MIB, "Larger files are too_large.", minimum=1)
     max_pixels: int = setting(7680 * 4320, "Videos of larger frames are too_large.", minimum=1)
-    timeout_seconds: float = setting(300.0, "Longest wait for a frame.", minimum=0.1)
+    timeout_seconds: float = setting(
+        300.0, "Longest time that decoding may stand still.", minimum=0.1
+    )
     max_decode_memory_bytes: int = setting(
         4096 * _MIB, "Memory of the process that decodes a suspect video.", minimum=64 * _MIB
     )

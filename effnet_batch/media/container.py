@@ -8,7 +8,7 @@ even where the list itself came from memory.
 import contextlib
 import dataclasses
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO, Final
 
 import av
@@ -76,7 +76,10 @@ class VideoLimits:
 class ByteSource:
     """The bytes of one video, and the error that reading them met, which FFmpeg may swallow."""
 
-    def __init__(self, source: bytes | BinaryIO) -> None:
+    def __init__(
+        self, source: bytes | BinaryIO, on_progress: Callable[[], None] = lambda: None
+    ) -> None:
+        self.on_progress = on_progress
         self._stream = io.BytesIO(source) if isinstance(source, bytes) else source
         self._error: Exception | None = None
 

@@ -29,6 +29,7 @@ from effnet_batch.media.video import Frame, VideoInfo
 from effnet_batch.media.video_process import (
     KIND_END,
     KIND_FRAME,
+    KIND_PROGRESS,
     KIND_TIMES,
     KIND_VIDEO,
     MESSAGE,
@@ -59,7 +60,7 @@ def open_isolated_video(
             meanwhile, such as `storage.spool` makes. The child gets it as it is, so give it none
             that matters to somebody else.
         limits: what a video may cost.
-        timeout_seconds: longest wait for the child's next answer.
+        timeout_seconds: longest wait for the child's next sign of life.
         memory_bytes: address space that the child may take on top of what it has mapped before.
 
     Raises:
@@ -148,9 +149,11 @@ class IsolatedVideo:
             self._child.write(data, deadline)
 
     def _receive(self, max_bytes: int) -> tuple[int, int, int, int, bytearray]:
-        deadline = time.monotonic() + self._timeout_seconds
-        head = self._child.read(MESSAGE.size, deadline)
-        kind, width, height, index, length = MESSAGE.unpack(head)
+        kind = KIND_PROGRESS
+        while kind == KIND_PROGRESS:
+            deadline = time.monotonic() + self._timeout_seconds
+            head = self._child.read(MESSAGE.size, deadline)
+            kind, width, height, index, length = MESSAGE.unpack(head)
         if length > max(max_bytes, MAX_MESSAGE_BYTES):
             raise NonsenseError(f"an answer of {length:,} bytes")
         payload = self._child.read(length, deadline)
@@ -193,7 +196,7 @@ class IsolatedVideo:
             yield
         except DeadlineError:
             raise TimeoutRecordError(
-                f"decoding went on for {self._timeout_seconds:g} s without a frame and was ended"
+                f"decoding stood still for {self._timeout_seconds:g} s and was ended"
             ) from None
         except ChildGoneError:
             raise explain_death(self._child.wait()) from None

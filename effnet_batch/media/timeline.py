@@ -150,6 +150,7 @@ def each_packet(opened: OpenedVideo, source: ByteSource) -> "Iterator[av.Packet[
     """
     try:
         for packet in opened.container.demux(opened.stream):
+            source.on_progress()
             if packet.size:
                 yield packet
     except IndexError:

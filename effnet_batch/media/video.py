@@ -14,7 +14,7 @@ import contextlib
 import dataclasses
 import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO
 
 import av
@@ -62,7 +62,9 @@ class Frame:
 
 @contextlib.contextmanager
 def open_video(
-    source: bytes | BinaryIO, limits: VideoLimits | None = None
+    source: bytes | BinaryIO,
+    limits: VideoLimits | None = None,
+    on_progress: Callable[[], None] = lambda: None,
 ) -> Iterator["VideoReader"]:
     """Opens a video and reads when its frames are shown.
 
@@ -70,6 +72,8 @@ def open_video(
         source: the whole file, or a seekable binary stream, read as it is needed (three times at
             most) and left open.
         limits: what a video may cost.
+        on_progress: called with every packet that is read, in the thread that asked for it. One
+            step may take as long as the whole video, where frames have to be counted.
 
     Raises:
         DecodeError: empty, damaged, without a video stream or a frame that can be decoded.
@@ -79,7 +83,7 @@ def open_video(
         RecordError: whatever reading the stream raised.
     """
     limits = limits or VideoLimits()
-    byte_source = ByteSource(source)
+    byte_source = ByteSource(source, on_progress)
     with contextlib.ExitStack() as stack:
         with _record_errors():
             opened = stack.enter_context(open_container(byte_source, limits, is_strict=True))

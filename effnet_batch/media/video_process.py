@@ -2,7 +2,8 @@
 
 ::
 
-    child -> parent   KIND_VIDEO  payload: `VideoInfo` in JSON
+    child -> parent   KIND_PROGRESS  now and then, before any answer: it is still at work
+                      KIND_VIDEO  payload: `VideoInfo` in JSON
                       KIND_TIMES  payload: presentation times, float64
     and then, any number of times,
     parent -> child   length (u64), JSON: ``indices`` and ``preprocessing``
@@ -19,6 +20,7 @@ import json
 import os
 import signal
 import struct
+import time
 from typing import BinaryIO, Final
 
 import numpy as np
@@ -43,6 +45,9 @@ KIND_VIDEO: Final = 10
 KIND_TIMES: Final = 11
 KIND_FRAME: Final = 12
 KIND_END: Final = 13
+KIND_PROGRESS: Final = 14
+
+_PROGRESS_SECONDS: Final = 0.1
 
 
 def serve(settings_json: str) -> None:
@@ -65,7 +70,7 @@ def serve(settings_json: str) -> None:
         answers.arm()
         with (
             open(settings["video_descriptor"], "rb") as file,
-            open_video(file, VideoLimits(**settings["limits"])) as reader,
+            open_video(file, VideoLimits(**settings["limits"]), answers.progress) as reader,
         ):
             answers.send(KIND_VIDEO, payload=json.dumps(dataclasses.asdict(reader.info)).encode())
             answers.send(KIND_TIMES, payload=reader.pts_seconds.astype("<f8").tobytes())
@@ -93,11 +98,19 @@ class _Answers:
     def __init__(self, stream: BinaryIO, alarm_seconds: float) -> None:
         self._stream = stream
         self._alarm_seconds = alarm_seconds
+        self._next_progress = 0.0
 
     def arm(self) -> None:
         """Starts the time for the next answer."""
         # SIGALRM keeps its default action, which also ends a decoder that never returns to Python.
         signal.setitimer(signal.ITIMER_REAL, self._alarm_seconds)
+
+    def progress(self) -> None:
+        """Tells the parent that work goes on, unless it was told a moment ago."""
+        if time.monotonic() >= self._next_progress:
+            self.send(KIND_PROGRESS)
+            self.arm()
+            self._next_progress = time.monotonic() + _PROGRESS_SECONDS
 
     def send(
         self, kind: int, width: int = 0, height: int = 0, index: int = 0, payload: bytes = b""

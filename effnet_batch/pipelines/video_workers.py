@@ -204,7 +204,7 @@ def _opener(limits: VideoLimitSettings, *, is_suspect: bool) -> Iterator[OpenRea
         def open_watched(source: bytes | BinaryIO) -> Iterator[Reader]:
             with contextlib.ExitStack() as stack:
                 with watchdog.step():
-                    reader = stack.enter_context(open_video(source, video_limits))
+                    reader = stack.enter_context(open_video(source, video_limits, watchdog.beat))
                 yield _WatchedVideo(reader, watchdog)
 
         yield open_watched

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 
 class Watchdog:
-    """Calls for help when a step takes too long; a context manager around the work.
+    """Calls for help when a step stands still too long; a context manager around the work.
 
     ``on_hang`` is called from a thread and is expected to end the process, since nothing else ends
     such a decode.
@@ -29,6 +29,12 @@ class Watchdog:
             yield
         finally:
             del self._started[thread]
+
+    def beat(self) -> None:
+        """Starts the time of the calling thread's step anew; without a step it does nothing."""
+        thread = threading.get_ident()
+        if thread in self._started:
+            self._started[thread] = time.monotonic()
 
     def __enter__(self) -> "Watchdog":
         self._thread.start()
