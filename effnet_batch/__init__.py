@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from effnet_batch.pipelines.embed import embed
     from effnet_batch.pipelines.reading import (
         embedding_matrix,
+        iter_embeddings,
         read_embeddings,
         read_frames,
         read_scores,
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "embed": "effnet_batch.pipelines.embed",
     "embedding_matrix": "effnet_batch.pipelines.reading",
+    "iter_embeddings": "effnet_batch.pipelines.reading",
     "load_model": "effnet_batch.models.weights",
     "read_embeddings": "effnet_batch.pipelines.reading",
     "read_frames": "effnet_batch.pipelines.reading",
@@ -33,6 +35,7 @@ __all__ = [
     "__version__",
     "embed",
     "embedding_matrix",
+    "iter_embeddings",
     "load_model",
     "read_embeddings",
     "read_frames",

@@ -1,6 +1,7 @@
 """How a command of the terminal ends: errors as one line, and an exit code."""
 
 import functools
+import io
 import os
 import signal
 import sys
@@ -29,6 +30,9 @@ def command(function: Callable[..., int | None]) -> Callable[..., None]:
             os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "jemalloc")
         from effnet_batch.errors import ConfigError, EffnetBatchError
 
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # A name that the terminal's encoding cannot say must not cost the whole table.
+            sys.stdout.reconfigure(errors="backslashreplace")
         with quiet_stderr() as stream, Console(stream=stream) as console:
             try:
                 code = function(*args, console=console, **kwargs)

@@ -11,8 +11,7 @@
     │   └── FingerprintError     this run's numbers would not match the output's
     ├── JobError                 the job failed                     exit 1
     │   ├── OutageError          storage went away while the job ran
-    │   ├── PoisonError          a worker kept dying although its sources were isolated
-    │   └── VerifyError          the output does not hold what it should
+    │   └── PoisonError          a worker kept dying although its sources were isolated
     └── RecordError              one record failed; becomes a row, never leaves a stage
         ├── FetchError           its bytes could not be fetched     status fetch_error
         ├── DecodeError          its bytes are damaged              status decode_error
@@ -71,10 +70,6 @@ class OutageError(JobError):
 
 class PoisonError(JobError):
     """A worker kept dying although every source ran in a process of its own."""
-
-
-class VerifyError(JobError):
-    """The output does not hold every source and record exactly once."""
 
 
 class RecordError(EffnetBatchError):

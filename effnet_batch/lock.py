@@ -22,6 +22,9 @@ HEARTBEAT_SECONDS: Final = 10.0
 STALE_SECONDS: Final = 60.0
 """A lock whose heartbeat is older than this was left behind."""
 
+WATCH_SECONDS: Final = 2.0
+"""How often a lock is looked at whose heartbeat lies in the future."""
+
 _LOG = logging.getLogger(__name__)
 
 
@@ -64,7 +67,7 @@ class OutputLock:
         with contextlib.suppress(EffnetBatchError):  # gone since: its owner has just ended
             content, version = self.storage.read_with_version(self.uri)
             holder = _parse(content)
-        if not holder.is_stale():
+        if not holder.is_stale() and (not holder.is_ahead() or self._is_renewed(version)):
             raise LockedError(
                 f"{self.uri} is held by run {holder.run_id} on {holder.host} "
                 f"(process {holder.pid}, last sign of life {holder.age_seconds():.0f} s ago); "
@@ -81,6 +84,20 @@ class OutputLock:
             if self._version is None:
                 raise LockedError(f"{self.uri} was taken by another run just now") from error
         _LOG.warning("took over the lock of run %s, which is gone", holder.run_id)
+
+    def _is_renewed(self, version: str | None) -> bool:
+        """Tells whether a lock changes within the time in which a live one does.
+
+        Where the holder's clock is ahead of ours, its heartbeat's age says nothing: it would look
+        fresh until we catch up, however long its run is dead.
+        """
+        _LOG.warning("the heartbeat of the lock %s lies in the future; watching it", self.uri)
+        stop_at = time.monotonic() + STALE_SECONDS
+        while time.monotonic() < stop_at:
+            time.sleep(WATCH_SECONDS)
+            if self.storage.read_with_version(self.uri)[1] != version:
+                return True
+        return False
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
@@ -141,6 +158,10 @@ class Holder:
     def age_seconds(self) -> float:
         """Returns how long the holder has been silent."""
         return max(0.0, time.time() - self.heartbeat)
+
+    def is_ahead(self) -> bool:
+        """Returns whether the holder's clock must be wrong, or ours."""
+        return self.heartbeat - time.time() > STALE_SECONDS
 
     def is_stale(self) -> bool:
         """Returns whether the holder is gone: its process here, or its heartbeat elsewhere."""

@@ -62,6 +62,11 @@ def test_a_wrong_configuration_file_is_named_with_what_is_right(
         (("embed", "missing/", "out/"), "missing"),
         (("embed", "images/", "out/", "--top-k=-1"), "top_k must be at least 0"),
         (("embed", "images/", "out/", "--placement=both"), "both"),
+        (("embed", "images/", "out/", "--model=efficientnet_b9"), "did you mean efficientnet_b"),
+        (
+            ("embed", "images/", "out/", "--weights=efficientnet_b0"),
+            "a published name",
+        ),
         (("retry", "images/", "--status=ok"), "unknown status 'ok'"),
         (("retry", "images/", "--status=decode_errors"), "allowed are fetch_error, decode_error"),
         (("verify", "images/"), "is no output"),
@@ -82,6 +87,8 @@ def test_wrong_usage_ends_with_2_and_says_what_is_wrong(
     assert code == 2
     assert words in said
     assert "Traceback" not in said
+    assert "listing" not in said
+    assert not Path("out").exists()
 
 
 @pytest.mark.parametrize(

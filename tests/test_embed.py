@@ -115,6 +115,9 @@ def test_a_folder_becomes_vectors_logits_and_classes(
 
 def test_vectors_are_one_view_and_any_reader_opens_the_parts(embedded: Path) -> None:
     table = effnet_batch.read_embeddings(str(embedded), columns=["uri", "embedding"])
+    parts = list(effnet_batch.iter_embeddings(str(embedded), columns=["uri", "embedding"]))
+    assert len(parts) == len(list((embedded / "data").iterdir()))
+    assert pa.concat_tables(parts) == table
     assert table.column_names == ["uri", "embedding"]
     one = table.combine_chunks()
     vectors = effnet_batch.embedding_matrix(one)

@@ -61,14 +61,13 @@ def other(uri: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def holder(**changes: object) -> bytes:
-    """Return the lock file of a live run on another host."""
+    """Return the lock file of a run on another host that lives at this moment."""
     values = {
         "run_id": "run-far-away",
         "host": "far-away",
         "pid": 1,
         "process_started": 0.0,
-        # Fresh whenever the test comes to run.
-        "heartbeat": time.time() + 86_400,
+        "heartbeat": time.time(),
     }
     return json.dumps({**values, **changes}).encode()
 
@@ -114,27 +113,27 @@ def test_the_lock_of_a_killed_run_on_this_host_is_taken_over_at_once(
 @pytest.mark.parametrize(
     ("content", "is_stale"),
     [
-        (holder(), False),
-        (holder(heartbeat=time.time() - STALE_SECONDS - 5), True),
-        (holder(host=socket.gethostname(), pid=dead_pid()), True),
+        ({}, False),
+        ({"heartbeat": time.time() - STALE_SECONDS - 5}, True),
+        ({"host": socket.gethostname(), "pid": dead_pid()}, True),
         # A process of this number lives, but it was started at another time.
-        (holder(host=socket.gethostname(), pid=os.getppid()), True),
+        ({"host": socket.gethostname(), "pid": os.getppid()}, True),
         (
-            holder(
-                host=socket.gethostname(),
-                pid=os.getppid(),
-                process_started=psutil.Process(os.getppid()).create_time(),
-            ),
+            {
+                "host": socket.gethostname(),
+                "pid": os.getppid(),
+                "process_started": psutil.Process(os.getppid()).create_time(),
+            },
             False,
         ),
         # Neither is an earlier process of our own number, as in a container that was restarted.
-        (holder(host=socket.gethostname(), pid=os.getpid()), True),
+        ({"host": socket.gethostname(), "pid": os.getpid()}, True),
         (
-            holder(
-                host=socket.gethostname(),
-                pid=os.getpid(),
-                process_started=psutil.Process().create_time(),
-            ),
+            {
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "process_started": psutil.Process().create_time(),
+            },
             False,
         ),
         (b"", True),
@@ -146,9 +145,11 @@ def test_the_lock_of_a_killed_run_on_this_host_is_taken_over_at_once(
     ids=lambda value: str(value)[:60],
 )
 def test_a_lock_is_stale_when_its_process_or_its_heartbeat_is_gone(
-    tmp_path: Path, content: bytes, is_stale: bool
+    tmp_path: Path, content: bytes | dict[str, object], is_stale: bool
 ) -> None:
     storage, uri = Storage(), str(tmp_path / "_lock.json")
+    if isinstance(content, dict):  # made now, so that a live run's heartbeat is fresh
+        content = holder(**content)
     storage.write(uri, content)
     with ExitStack() as stack:
         if is_stale:
@@ -158,6 +159,35 @@ def test_a_lock_is_stale_when_its_process_or_its_heartbeat_is_gone(
             with pytest.raises(LockedError):
                 stack.enter_context(OutputLock(storage, uri, "mine"))
             assert storage.read(uri) == content
+
+
+@pytest.mark.parametrize("is_renewed", [False, True], ids=["dead", "alive"])
+def test_a_heartbeat_in_the_future_is_watched(
+    storage: Storage, uri: str, monkeypatch: pytest.MonkeyPatch, is_renewed: bool
+) -> None:
+    """By its age alone it would be fresh for a day, or its live run be robbed."""
+    monkeypatch.setattr(lock_module, "STALE_SECONDS", 3.0)
+    monkeypatch.setattr(lock_module, "WATCH_SECONDS", 0.1)
+    far = time.time() + 86_400
+    storage.write(uri, holder(heartbeat=far))
+    is_over = threading.Event()
+
+    def renew() -> None:
+        while is_renewed and not is_over.wait(0.05):
+            storage.write(uri, holder(heartbeat=far + time.monotonic()))
+
+    thread = threading.Thread(target=renew)
+    thread.start()
+    try:
+        if is_renewed:
+            with pytest.raises(LockedError, match="run-far-away"), OutputLock(storage, uri, "mine"):
+                pass
+        else:
+            with OutputLock(storage, uri, "mine"):
+                assert json.loads(storage.read(uri))["run_id"] == "mine"
+    finally:
+        is_over.set()
+        thread.join()
 
 
 @pytest.mark.parametrize("content", [None, holder(heartbeat=0.0)], ids=["free", "stale"])

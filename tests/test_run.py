@@ -18,6 +18,7 @@ from effnet_batch.errors import (
 from effnet_batch.fingerprint import Fingerprint
 from effnet_batch.manifest import build_manifest
 from effnet_batch.pipelines.maintain import output_status
+from effnet_batch.pipelines.resolve import resolve
 from effnet_batch.pipelines.run import open_run
 from effnet_batch.pipelines.session import ray_session
 from effnet_batch.storage import Storage
@@ -117,10 +118,13 @@ def test_an_unexpected_error_is_recorded(images, begun):
 
 def test_settings_of_the_listing_that_do_not_count_are_named(images, begun):
     listener = Listener()
-    with run_of(images, begun, listener, limit=1) as run:
-        assert run.pending.num_rows == 3
+    for settings in ({"limit": 1}, {"limit": 1, "sample": 2}):
+        with run_of(images, begun, listener, **settings) as run:
+            assert run.pending.num_rows == 3
+    ending = "; --update lists it again"
     assert listener.warnings == [
-        "limit differ from when the input was listed and do not count; --update lists it again"
+        f"limit differs from when the input was listed and does not count{ending}",
+        f"limit, sample differ from when the input was listed and do not count{ending}",
     ]
 
 
@@ -189,6 +193,21 @@ def test_a_damaged_run_json_says_what_to_do(images, begun, content):
 def test_only_failures_are_retried(images, begun, retry, message):
     with pytest.raises(ConfigError, match=message), run_of(images, begun, retry=retry):
         pass
+
+
+def test_more_classes_than_the_model_knows():
+    settings = {"model": "mobilenet_v2", "weights": "random", "image_size": 96}
+    assert resolve(EmbedConfig.from_flat({**settings, "top_k": 1000})).output["top_k"] == 1000
+    with pytest.raises(ConfigError, match="top_k is 1001, and random:0 knows 1000 classes"):
+        resolve(EmbedConfig.from_flat({**settings, "top_k": 1001}))
+
+
+def test_a_run_that_fails_before_it_writes_leaves_no_folder_that_was_not_there(images, tmp_path):
+    (tmp_path / "there").mkdir()
+    for output in ("there", "new", "very/new"):
+        with pytest.raises(StorageError), run_of(tmp_path / "missing", tmp_path / output):
+            pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "there"]
 
 
 def test_an_output_is_not_its_own_input(images):

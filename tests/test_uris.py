@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from effnet_batch.errors import ConfigError
 from effnet_batch.storage import (
     canonical_uri,
-    check_uri,
     join,
     local_path,
     redact,
@@ -96,15 +95,14 @@ def test_every_local_name_survives(name: bytes) -> None:
     uri.encode()
 
 
-def test_lists_may_not_name_local_files_unless_they_are_local() -> None:
-    check_uri("/a.jpg", allow_local=True)
-    check_uri("s3://b/k", allow_local=False)
-    check_uri("relative.jpg", allow_local=False)
-    for uri in ("/etc/passwd", "file:///etc/passwd", "FILE:/etc/passwd"):
-        with pytest.raises(ConfigError, match="local"):
-            check_uri(uri, allow_local=False)
-    with pytest.raises(ConfigError, match="chains"):
-        check_uri("zip://a::https://host/x.zip", allow_local=True)
+def test_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert canonical_uri("~/a.jpg") == "/home/somebody/a.jpg"
+    assert canonical_uri("~") == "/home/somebody"
+    assert canonical_uri("a/~/b") == f"{os.getcwd()}/a/~/b"
+    # In a list it is a name like any other, as it would be on somebody else's machine.
+    assert canonical_uri("~/a.jpg", base="/lists") == "/lists/~/a.jpg"
+    assert canonical_uri("s3://b/~/a.jpg") == "s3://b/~/a.jpg"
 
 
 SIGNED = [

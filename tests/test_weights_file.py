@@ -18,22 +18,22 @@ from seeded_weights import seeded_state
 from effnet_batch.errors import ConfigError, WeightsError
 from effnet_batch.models import checkpoint, weights_file
 from effnet_batch.models.architectures import build_model
+from effnet_batch.models.backbone import WeightsInfo
 from effnet_batch.models.keys import layout_keys
-from effnet_batch.models.recipe import Overrides
 from effnet_batch.models.timm_config import class_names_from_config, recipe_from_config
-from effnet_batch.models.weights import load_model, resolve_weights
+from effnet_batch.models.weights import load_model
 from effnet_batch.models.weights_file import parse_hub_spec
 from effnet_batch.storage import Storage, StorageOptions
 
-STATED = Overrides(
-    padding="same",
-    bn_eps=1e-3,
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
-    interpolation="bicubic",
-    image_size=224,
-    crop_pct=0.875,
-)
+STATED: dict[str, Any] = {
+    "padding": "same",
+    "bn_eps": 1e-3,
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.5, 0.5, 0.5),
+    "interpolation": "bicubic",
+    "image_size": 224,
+    "crop_pct": 0.875,
+}
 TIMM_CONFIG = {
     "architecture": "tf_efficientnet_lite0",
     "num_classes": 2,
@@ -47,6 +47,12 @@ TIMM_CONFIG = {
         "crop_mode": "center",
     },
 }
+
+
+def weights_info(name: str, spec: str, **settings: Any) -> WeightsInfo:
+    info = load_model(name, spec, **settings).weights_info
+    assert info is not None
+    return info
 
 
 @pytest.fixture(scope="module")
@@ -145,13 +151,13 @@ def hub(file_server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_weights_come_from_s3(s3: S3Server, s3_prefix: str, lite0: dict[str, Any]) -> None:
     data = save(lite0)
     Storage().write(s3_prefix + "mine.safetensors", data)
-    info = resolve_weights("efficientnet_lite0", s3_prefix + "mine.safetensors", STATED)
+    info = weights_info("efficientnet_lite0", s3_prefix + "mine.safetensors", **STATED)
     assert info.name == "mine.safetensors"
     assert info.source == s3_prefix + "mine.safetensors"
     assert info.sha256 == hashlib.sha256(data).hexdigest()
     assert info.num_classes == 2
     with pytest.raises(WeightsError, match=f"cannot fetch weights {s3_prefix}none.pth: "):
-        resolve_weights("efficientnet_lite0", s3_prefix + "none.pth", STATED)
+        weights_info("efficientnet_lite0", s3_prefix + "none.pth", **STATED)
 
 
 def test_weights_come_from_http_and_signatures_stay_out(
@@ -160,20 +166,20 @@ def test_weights_come_from_http_and_signatures_stay_out(
     file_server.files["/a/mine.safetensors"] = save(lite0)
     storage = Storage(StorageOptions(allow_private_hosts=True, num_attempts=1))
     url = f"{file_server.url}/a/mine.safetensors"
-    info = resolve_weights(
-        "efficientnet_lite0", f"{url}?X-Amz-Signature=sentinel123", STATED, storage=storage
+    info = weights_info(
+        "efficientnet_lite0", f"{url}?X-Amz-Signature=sentinel123", **STATED, storage=storage
     )
     assert info.source == url
     with pytest.raises(WeightsError) as caught:
-        resolve_weights(
+        weights_info(
             "efficientnet_lite0",
             f"{file_server.url}/none.pth?X-Amz-Signature=sentinel123",
-            STATED,
+            **STATED,
             storage=storage,
         )
     assert "sentinel123" not in str(caught.value)
     with pytest.raises(ConfigError, match="allow-private-hosts"):
-        resolve_weights("efficientnet_lite0", url, STATED)
+        weights_info("efficientnet_lite0", url, **STATED)
 
 
 def test_a_published_file_must_have_the_published_hash(
@@ -201,7 +207,7 @@ def test_larger_files_than_allowed_are_refused(
     spec = f"{file_server.url}/a.safetensors" if as_url else str(tmp_path / "a.safetensors")
     storage = Storage(StorageOptions(allow_private_hosts=True))
     with pytest.raises(WeightsError, match=r"1000 allowed|allowed are 1000"):
-        resolve_weights("efficientnet_lite0", spec, STATED, storage=storage)
+        weights_info("efficientnet_lite0", spec, **STATED, storage=storage)
 
 
 # ------------------------------------------------------------------------------------------ hub
@@ -228,7 +234,7 @@ def test_other_hub_specifications_are_refused(spec: str) -> None:
 def test_a_hub_repository_brings_its_recipe(hub: FileServer, lite0: dict[str, Any]) -> None:
     hub.put("me/cats", "model.safetensors", save(lite0))
     hub.put("me/cats", "config.json", json.dumps(TIMM_CONFIG).encode())
-    info = resolve_weights("efficientnet_lite0", "hf://me/cats")
+    info = weights_info("efficientnet_lite0", "hf://me/cats")
     assert (info.padding, info.bn_eps) == ("same", 1e-3)
     assert info.preprocessing.image_size == 192
     assert info.preprocessing.resize_size == 213
@@ -238,7 +244,7 @@ def test_a_hub_repository_brings_its_recipe(hub: FileServer, lite0: dict[str, An
     with pytest.raises(WeightsError, match="are of efficientnet_lite0, not of efficientnet_b0"):
         load_model("efficientnet_b0", "hf://me/cats")
     hub.requests.clear()
-    resolve_weights("efficientnet_lite0", "hf://me/cats")
+    weights_info("efficientnet_lite0", "hf://me/cats")
     assert [path for method, path in hub.requests if method == "GET"] == []
 
 
@@ -248,8 +254,8 @@ def test_a_named_file_of_a_revision_needs_a_recipe(
     torch.save(lite0, tmp_path / "a.pth")
     hub.put("me/cats", "old/a.pth", (tmp_path / "a.pth").read_bytes(), revision="v2")
     with pytest.raises(WeightsError, match="state padding, bn_eps, mean"):
-        resolve_weights("efficientnet_lite0", "hf://me/cats@v2:old/a.pth")
-    info = resolve_weights("efficientnet_lite0", "hf://me/cats@v2:old/a.pth", STATED)
+        weights_info("efficientnet_lite0", "hf://me/cats@v2:old/a.pth")
+    info = weights_info("efficientnet_lite0", "hf://me/cats@v2:old/a.pth", **STATED)
     assert info.num_classes == 2
 
 
@@ -258,7 +264,7 @@ def test_published_names_resolve_to_their_repository(
 ) -> None:
     hub.put("timm/tf_efficientnet_lite0.in1k", "model.safetensors", save(lite0))
     for spec in ("tf_efficientnet_lite0.in1k", "hf://timm/tf_efficientnet_lite0.in1k"):
-        info = resolve_weights("efficientnet_lite0", spec)
+        info = weights_info("efficientnet_lite0", spec)
         assert info.name == "tf_efficientnet_lite0.in1k"
         assert info.source == "hf://timm/tf_efficientnet_lite0.in1k"
         assert (info.preprocessing.mean, info.licence) == ((0.5, 0.5, 0.5), "Apache-2.0")
@@ -291,11 +297,11 @@ def test_missing_packages_are_named_with_their_remedy(monkeypatch: pytest.Monkey
 def test_a_local_folder_brings_its_recipe(tmp_path: Path, lite0: dict[str, Any]) -> None:
     save_file(lite0, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(TIMM_CONFIG))
-    info = resolve_weights("efficientnet_lite0", str(tmp_path))
+    info = weights_info("efficientnet_lite0", str(tmp_path))
     assert (info.padding, info.preprocessing.image_size) == ("same", 192)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(WeightsError, match=r"holds none of model\.safetensors"):
-        resolve_weights("efficientnet_lite0", str(tmp_path))
+        weights_info("efficientnet_lite0", str(tmp_path))
 
 
 def changed(change: Callable[[dict[str, Any]], object]) -> dict[str, Any]:

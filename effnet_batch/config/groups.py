@@ -18,6 +18,9 @@ class EngineSettings:
     batch_size: int | None = setting(
         None, "Images per forward pass; default: automatic.", minimum=1
     )
+    compiled: bool = setting(
+        False, "Let torch.compile generate the kernels; the first batch then takes up to minutes."
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

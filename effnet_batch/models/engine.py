@@ -54,6 +54,13 @@ class EngineChoice:
     """``fp32``, ``bf16`` or ``fp16``."""
     batch_size: int
     """Frames per forward pass."""
+    compiled: bool = False
+    """Whether torch.compile generates the kernels."""
+
+    @property
+    def name(self) -> str:
+        """The engine with all that its numbers depend on but the precision."""
+        return f"{self.engine} compiled" if self.compiled else self.engine
 
 
 def resolve_engine(
@@ -62,6 +69,7 @@ def resolve_engine(
     device: str = AUTO,
     precision: str = AUTO,
     batch_size: int | None = None,
+    compiled: bool = False,
 ) -> EngineChoice:
     """Resolves every ``auto`` for the machine it is called on; builds and loads nothing.
 
@@ -84,14 +92,18 @@ def resolve_engine(
 
     if device == AUTO:
         device = "cuda" if engine != "openvino" and torch.cuda.is_available() else "cpu"
+    if compiled and engine == "openvino":
+        raise ConfigError("compiled goes with engine torch only; openvino always compiles")
     if engine == AUTO:
-        engine = "openvino" if device == "cpu" and _is_openvino_installed() else "torch"
+        is_openvino = device == "cpu" and not compiled and _is_openvino_installed()
+        engine = "openvino" if is_openvino else "torch"
     _check_available(engine, device)
     return EngineChoice(
         engine=engine,
         device=device,
         precision=_resolve_precision(precision, engine, device),
         batch_size=batch_size or (CUDA_BATCH_SIZE if device == "cuda" else CPU_BATCH_SIZE),
+        compiled=compiled,
     )
 
 
@@ -129,11 +141,13 @@ def build_engine(
         if count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
     choice = resolve_engine(
-        engine=engine, device=device, precision=precision, batch_size=batch_size
+        engine=engine,
+        device=device,
+        precision=precision,
+        batch_size=batch_size,
+        compiled=compiled,
     )
     if choice.engine == "openvino":
-        if compiled:
-            raise ConfigError("compiled goes with engine torch only; openvino always compiles")
         # Imported here because it is an extra.
         from effnet_batch.models.engine_openvino import OpenVINOEngine
 
@@ -157,7 +171,7 @@ def build_engine(
         num_threads=num_threads,
         num_streams=num_streams,
         with_logits=with_logits,
-        compiled=compiled,
+        compiled=choice.compiled,
     )
 
 

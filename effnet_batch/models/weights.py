@@ -77,17 +77,20 @@ def load_model(
     return _load(name, weights, overrides, storage or Storage())
 
 
-def resolve_weights(
-    name: str,
-    weights: str | None = None,
-    overrides: Overrides | None = None,
-    *,
-    storage: Storage | None = None,
-) -> WeightsInfo:
-    """Returns what `load_model` would record, for fingerprints; raises what it raises."""
-    info = _load(name, weights, overrides or Overrides(), storage or Storage()).weights_info
-    assert info is not None
-    return info
+def check_names(name: str, weights: str | None) -> None:
+    """Checks the names that `load_model` takes, without loading anything.
+
+    A path is left alone: another machine may have what this one has not.
+
+    Raises:
+        WeightsError: no weights are published under this name.
+        ConfigError: no such network.
+    """
+    canonical_name(name)
+    spec = weights or ""
+    is_name = spec and spec.partition(":")[0] not in (RANDOM, "package") and "/" not in spec
+    if is_name and spec not in REGISTRY:
+        _check_exists(spec)
 
 
 def _load(name: str, weights: str | None, overrides: Overrides, storage: Storage) -> Backbone:

@@ -6,6 +6,7 @@ from typing import Any
 import pyarrow as pa
 
 from effnet_batch.config import EmbedConfig
+from effnet_batch.models.weights import check_names
 from effnet_batch.pipelines.embed_graphs import embed_graph
 from effnet_batch.pipelines.embed_workers import EmbedTask
 from effnet_batch.pipelines.graphs import run_units
@@ -59,6 +60,7 @@ def embed(
         config = EmbedConfig.from_flat(settings)
     elif settings:
         config = EmbedConfig.from_flat({**config.to_flat(), **settings})
+    check_names(config.model.model, config.model.weights)
     with open_run(
         "embed",
         input,
@@ -109,7 +111,7 @@ def describe(resolved: Resolved, placement: Placement) -> str:
     """Returns one line that says what runs where."""
     engine = resolved.engine
     return (
-        f"{resolved.architecture}, weights {resolved.weights}, {engine.engine} {engine.precision} "
+        f"{resolved.architecture}, weights {resolved.weights}, {engine.name} {engine.precision} "
         f"on {engine.device}, {placement.num_actors} actor(s), {placement.mode}"
     )
 

@@ -1,6 +1,6 @@
 """Reading an output back: only live rows."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,25 @@ def read_embeddings(
         InputError: nothing is committed there.
     """
     return _read_live(output, columns, storage, statuses=[STATUS_OK])
+
+
+def iter_embeddings(
+    output: str, *, columns: Sequence[str] | None = None, storage: StorageOptions | None = None
+) -> Iterator[pa.Table]:
+    """Returns what `read_embeddings` reads part by part: outputs of any size need little memory.
+
+    Args:
+        output: the folder that `embed` wrote to.
+        columns: which columns, in this order; all when None.
+        storage: how storage is spoken to.
+
+    Returns:
+        An iterator of tables of `schema.embeddings_schema`, of some thousand rows each.
+
+    Raises:
+        InputError: nothing is committed there.
+    """
+    return _ledger(output, storage).live(columns, statuses=[STATUS_OK])
 
 
 def read_scores(
@@ -104,15 +123,19 @@ def _read_live(
     *,
     statuses: Sequence[str],
 ) -> pa.Table:
-    room = Storage(storage or StorageOptions())
-    root = canonical_uri(output)
-    ledger = Ledger.scan(room, OutputPaths(root).data)
-    if not ledger.parts:
-        raise InputError(f"{root} holds no committed parts")
+    ledger = _ledger(output, storage)
     tables = list(ledger.live(columns, statuses=statuses))
     if tables:
         return pa.concat_tables(tables)
     return next(iter(ledger.live(columns))).slice(0, 0)
+
+
+def _ledger(output: str, storage: StorageOptions | None) -> Ledger:
+    root = canonical_uri(output)
+    ledger = Ledger.scan(Storage(storage or StorageOptions()), OutputPaths(root).data)
+    if not ledger.parts:
+        raise InputError(f"{root} holds no committed parts")
+    return ledger
 
 
 def embedding_matrix(table: pa.Table, column: str = "embedding") -> npt.NDArray[np.floating]:

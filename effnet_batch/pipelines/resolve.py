@@ -5,6 +5,7 @@ import functools
 from typing import Any, Self
 
 from effnet_batch.config import EmbedConfig
+from effnet_batch.errors import ConfigError
 from effnet_batch.fingerprint import Fingerprint
 from effnet_batch.media.preprocess import Preprocessing
 from effnet_batch.models.backbone import Backbone
@@ -51,7 +52,7 @@ class Resolved(Resolution):
             "padding": self.padding,
             "bn_eps": self.bn_eps,
             "preprocessing": self.preprocessing.to_dict(),
-            "engine": self.engine.engine,
+            "engine": self.engine.name,
             "precision": self.engine.precision,
             **self.output,
         }
@@ -115,6 +116,11 @@ def resolve(config: EmbedConfig) -> Resolved:
     model = load(config)
     info = model.weights_info
     assert info is not None
+    if config.output.top_k > info.num_classes:
+        raise ConfigError(
+            f"top_k is {config.output.top_k}, and {info.name} knows {info.num_classes} classes; "
+            f"choose --top-k {info.num_classes} or less"
+        )
     check_runs(model, info.preprocessing, choice)
     return Resolved(
         weights=info.name,

@@ -50,6 +50,7 @@ from effnet_batch.storage import (
     Storage,
     StorageOptions,
     canonical_uri,
+    discarding_empty,
     join,
     redact,
     split_signature,
@@ -148,9 +149,10 @@ class Run:
         now = self.config.to_flat()
         changed = [name for name in names if name in before and before[name] != now[name]]
         if changed and not update:
+            verbs = ("differs", "does") if len(changed) == 1 else ("differ", "do")
             self.reporter.warning(
-                f"{', '.join(changed)} differ from when the input was listed and do not count; "
-                f"--update lists it again"
+                f"{', '.join(changed)} {verbs[0]} from when the input was listed and {verbs[1]} "
+                f"not count; --update lists it again"
             )
 
     def _list_input(self, *, update: bool) -> None:
@@ -351,11 +353,13 @@ def open_run(
     if source == root:
         raise ConfigError(f"INPUT and OUTPUT are the same folder: {root}")
     check_retry(retry)
-    storage.check_writable(root)
-    if not _is_known_output(storage, root) or update:
-        storage.check_readable(input if split_signature(input)[1] else source)
     run = Run(job, input, config, storage, OutputPaths(root), reporter, medium)
-    with OutputLock(storage, run.paths.lock, run.run_id):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(discarding_empty(root))
+        storage.check_writable(root)
+        if not _is_known_output(storage, root) or update:
+            storage.check_readable(input if split_signature(input)[1] else source)
+        stack.enter_context(OutputLock(storage, run.paths.lock, run.run_id))
         run.prepare(update=update, retry=retry)
         try:
             yield run

@@ -73,7 +73,7 @@ class ResolvedScoring(Resolution):
                 "min_frames": self.min_frames,
                 "segment_seconds": self.segment_seconds,
                 "face_model_sha256": MODEL_SHA256 if wants_faces else None,
-                "engine": self.engine.engine,
+                "engine": self.engine.name,
                 "precision": self.engine.precision,
                 **({"embeddings": self.frames_dtype} if self.frames_dtype else {}),
             }

@@ -7,6 +7,7 @@ import secrets
 import signal
 import socket
 import threading
+import warnings
 from collections.abc import Iterator
 from typing import Final
 
@@ -81,6 +82,8 @@ def _start_cluster() -> None:
     Raises:
         JobError: it does not come up, as on a machine that is far too busy.
     """
+    # Every worker warns of something on starting, and would not start.
+    wanted = os.environ.pop("PYTHONWARNINGS", None)
     try:
         with _kept_sigterm():
             ray.init(
@@ -91,6 +94,9 @@ def _start_cluster() -> None:
             )
     except Exception as error:  # Ray raises nothing narrower
         raise JobError(f"Ray did not start on this machine: {error}") from error
+    finally:
+        if wanted is not None:
+            os.environ["PYTHONWARNINGS"] = wanted
 
 
 @contextlib.contextmanager
@@ -133,6 +139,8 @@ def _use_own_token() -> None:
 
 def _quieten() -> None:
     """Leaves the console to us; Ray's own log files keep everything."""
+    # Of its own settings, that is; under PYTHONWARNINGS=error they would end the run.
+    warnings.filterwarnings("ignore", module=r"ray(\.|$)")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     for name in ("ray", "ray.data"):
         logging.getLogger(name).setLevel(logging.ERROR)

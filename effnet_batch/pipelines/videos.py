@@ -50,7 +50,7 @@ def run_videos(
     placement = placement.bounded(len(units))
     engine = resolved.engine
     run.reporter.message(
-        f"{resolved.model_names}, {engine.engine} {engine.precision} on {engine.device}, "
+        f"{resolved.model_names}, {engine.name} {engine.precision} on {engine.device}, "
         f"{placement.num_actors} actor(s) of {placement.num_lanes} videos at once"
     )
     run_units(run, units, actor_graph(worker, task, placement))

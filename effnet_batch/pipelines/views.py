@@ -152,7 +152,7 @@ def frame_fingerprint(
             "max_frames": view.max_frames,
             "segment_seconds": view.segment_seconds,
             "faces": faces,
-            "engine": engine.engine,
+            "engine": engine.name,
             "precision": engine.precision,
             "dtype": dtype,
         }

@@ -5,11 +5,11 @@ secret in it.
 """
 
 from effnet_batch.storage.dispatch import Storage
+from effnet_batch.storage.local import discarding_empty
 from effnet_batch.storage.objects import ObjectInfo, ReadRequest, StorageOptions
 from effnet_batch.storage.spool import PIECE_BYTES, spool, spool_stream
 from effnet_batch.storage.uris import (
     canonical_uri,
-    check_uri,
     join,
     local_path,
     redact,
@@ -24,7 +24,7 @@ __all__ = [
     "Storage",
     "StorageOptions",
     "canonical_uri",
-    "check_uri",
+    "discarding_empty",
     "join",
     "local_path",
     "redact",

@@ -8,12 +8,12 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import BinaryIO
 
 from effnet_batch.errors import FetchError, OutageError, StorageError, TooLargeError
-from effnet_batch.storage.atomic import create_file, replace_file, replace_file_if
+from effnet_batch.storage.atomic import TMP_FOLDER, create_file, replace_file, replace_file_if
 from effnet_batch.storage.globs import Glob, has_wildcard
 from effnet_batch.storage.objects import (
     Backend,
@@ -23,7 +23,7 @@ from effnet_batch.storage.objects import (
     Span,
     changed_error,
 )
-from effnet_batch.storage.uris import canonical_uri, local_path
+from effnet_batch.storage.uris import LOCAL, canonical_uri, local_path, scheme_of
 
 _PAGE_SIZE = 1000
 _CHUNK_BYTES = 8 << 20
@@ -167,6 +167,23 @@ class LocalBackend(Backend):
             with suppress(OSError):
                 os.unlink(probe)
             raise StorageError(f"cannot write into {folder}: {_write_reason(error)}") from None
+
+
+@contextmanager
+def discarding_empty(uri: str) -> Iterator[None]:
+    """Removes a local folder again that was made meanwhile, with its parents, if it stays empty."""
+    made = []
+    folder = local_path(uri) if scheme_of(uri) == LOCAL else ""
+    while folder and not os.path.lexists(folder):
+        made.append(folder)
+        folder = os.path.dirname(folder)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            for path in (os.path.join(made[0], TMP_FOLDER), *made) if made else ():
+                if os.path.isdir(path):
+                    os.rmdir(path)
 
 
 def open_regular(path: str, uri: str) -> int:

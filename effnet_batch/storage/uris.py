@@ -57,7 +57,7 @@ def scheme_of(uri: str) -> str:
 def canonical_uri(text: str, *, base: str | None = None) -> str:
     """Returns the one spelling of an object's name from which its ids are made.
 
-    Local paths become absolute with ``.`` and ``..`` resolved but symlinks kept. Signature
+    Local paths become absolute with ``~``, ``.`` and ``..`` resolved but symlinks kept. Signature
     parameters of presigned HTTP URLs are dropped; see :func:`split_signature`.
 
     Args:
@@ -81,7 +81,10 @@ def canonical_uri(text: str, *, base: str | None = None) -> str:
     if match is None and not text.lower().startswith("file:"):
         if base is not None and not text.startswith("/") and scheme_of(base) != LOCAL:
             return _relative_to_remote(text, base)
-        folder = os.getcwd() if base is None else local_path(base)
+        if base is None:
+            # Shells do it for arguments only, and not behind "=" or in quotes.
+            return _local_uri(os.path.join(os.getcwd(), os.path.expanduser(text)))
+        folder = local_path(base)
         return _local_uri(os.path.join(folder, text))
     if match is None or match[1].lower() == LOCAL:
         return _local_uri(_path_of_file_uri(text))
@@ -191,24 +194,6 @@ def _is_signature(name: str, names: frozenset[str]) -> bool:
         or (not names.isdisjoint(_SIGNED) and _WITH_SIGNATURE.fullmatch(name) is not None)
         or ("sig" in names and _WITH_SAS.fullmatch(name) is not None)
     )
-
-
-def check_uri(uri: str, *, allow_local: bool) -> None:
-    """Checks one entry of a list, which may have been written by somebody else.
-
-    Args:
-        uri: path or URI as the list spells it.
-        allow_local: whether local paths are allowed, as in a list that itself is local.
-
-    Raises:
-        ConfigError: what :func:`canonical_uri` refuses, or a local file where none is allowed.
-    """
-    is_local = uri.startswith("/") or uri.lower().startswith("file:")
-    if is_local and not allow_local:
-        raise ConfigError(
-            f"{uri!r} is a local file, but the list is not; only a local list may name local files"
-        )
-    canonical_uri(uri)
 
 
 def join(uri: str, *names: str) -> str:
