@@ -357,7 +357,7 @@ def open_run(
     with contextlib.ExitStack() as stack:
         stack.enter_context(discarding_empty(root))
         storage.check_writable(root)
-        if not _is_known_output(storage, root) or update:
+        if not storage.exists(OutputPaths(root).run) or update:
             storage.check_readable(input if split_signature(input)[1] else source)
         stack.enter_context(OutputLock(storage, run.paths.lock, run.run_id))
         run.prepare(update=update, retry=retry)
@@ -389,10 +389,6 @@ def _redacted(flat: dict[str, Any]) -> dict[str, Any]:
         return redact(value) if isinstance(value, str) else value
 
     return {name: clean(value) for name, value in flat.items()}
-
-
-def _is_known_output(storage: Storage, root: str) -> bool:
-    return storage.exists(OutputPaths(root).run)
 
 
 def new_run_id() -> str:
