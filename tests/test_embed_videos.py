@@ -14,17 +14,26 @@ from video_files import encode
 
 import effnet_batch
 from effnet_batch.cli import main
+from effnet_batch.config import EmbedConfig, ScoreConfig
 from effnet_batch.errors import ConfigError, FingerprintError, InputError
 from effnet_batch.media.faces import MODEL_VARIABLE, FaceDetector, FaceSettings, crop_square
 from effnet_batch.media.pixels import PixelConverter
+from effnet_batch.models.aggregation import AggregationConfig
+from effnet_batch.models.checkpoint_info import CheckpointInfo
+from effnet_batch.models.checkpoints import save_checkpoint
 from effnet_batch.models.engine import build_engine
+from effnet_batch.models.sequence import SequenceClassifier
+from effnet_batch.models.sequence_config import SequenceConfig
+from effnet_batch.pipelines.embed_videos import resolve_videos
 from effnet_batch.pipelines.maintain import compact, forget
+from effnet_batch.pipelines.score_resolve import resolve_scoring
 from effnet_batch.pipelines.session import ray_session
 from effnet_batch.pipelines.verify import verify
 
 __all__ = ["face_model"]  # a fixture
 
 MODEL = {"model": "efficientnet_lite0", "engine": "torch", "max_failures": 1.0}
+ENGINE = {"engine": "torch", "batch_size": 4}
 STATUSES = {
     "carphone.mp4": "ok",
     "pattern.webm": "ok",
@@ -199,3 +208,34 @@ def test_an_output_is_looked_after_like_one_of_images(embedded: Path, tmp_path: 
     assert forget(str(embedded), str(erased))["rows erased"] == 1
     assert set(all_rows(embedded)) == set(STATUSES) - {"pattern.webm"}
     assert verify(str(embedded), is_deep=True).is_proven
+
+
+def test_stored_frames_are_those_that_a_classifier_of_the_backbone_wants(tmp_path: Path) -> None:
+    backbone = effnet_batch.load_model("efficientnet_lite0")
+    info = backbone.weights_info
+    model = SequenceClassifier(
+        SequenceConfig(
+            architecture=info.architecture, padding=info.padding, bn_eps=info.bn_eps, lstm_layers=1
+        )
+    )
+    described = CheckpointInfo(
+        name="head",
+        sequence=model.config,
+        preprocessing=info.preprocessing,
+        sampling={"strategy": "uniform", "num_frames": 8, "max_clip_frames": 4},
+        faces={"detector": "none"},
+        aggregation=AggregationConfig(steps="last"),
+    )
+    stored = {}
+    for name in ("random", "same"):
+        save_checkpoint(str(tmp_path / f"{name}.safetensors"), model, described)
+        config = ScoreConfig.from_flat(
+            {"checkpoint": [str(tmp_path / f"{name}.safetensors")], "embeddings": True, **ENGINE}
+        )
+        (stored[name],) = resolve_scoring(config).frames.values()
+        model.take_backbone(backbone)
+    settings = {"model": "efficientnet_lite0", "frames": True, "num_frames": 8, **ENGINE}
+    (mine,) = resolve_videos(EmbedConfig.from_flat(settings)).frames.values()
+    assert mine == stored["same"]
+    differing = {key for key in mine if mine[key] != stored["random"][key]}
+    assert differing == {"encoder_sha256"}
