@@ -88,7 +88,7 @@ def read(
     *,
     medium: str = "image",
     max_bytes: int = 1 << 30,
-    image_column: str | None = None,
+    media_column: str | None = None,
     incomplete: list[str] | None = None,
 ) -> list[Item]:
     told: list[str] = [] if incomplete is None else incomplete
@@ -98,7 +98,7 @@ def read(
             storage,
             OutageGuard(),
             max_bytes=max_bytes,
-            image_column=image_column,
+            media_column=media_column,
             on_incomplete=lambda source, error: told.append(source.uri),
             medium=medium,
         )

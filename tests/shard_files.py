@@ -60,7 +60,7 @@ def read(
     wants: Callable[[str | None, int], bool] = lambda name, occurrence: True,
     max_bytes: int = 1 << 20,
     medium: str = "image",
-    image_column: str | None = None,
+    media_column: str | None = None,
 ) -> list[Member]:
     stream = io.BytesIO(data) if isinstance(data, bytes) else data
     return list(
@@ -71,7 +71,7 @@ def read(
             is_wanted=wants,
             max_bytes=max_bytes,
             medium=medium,
-            image_column=image_column,
+            media_column=media_column,
         )
     )
 

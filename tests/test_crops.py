@@ -12,7 +12,7 @@ from video_files import CLIPS
 
 from effnet_batch.errors import NoFaceError
 from effnet_batch.media import jpeg as jpeg_module
-from effnet_batch.media.faces import FaceSettings, crop_square
+from effnet_batch.media.faces import FaceSettings, crop_face
 from effnet_batch.media.jpeg import encode_jpeg
 from effnet_batch.media.pixels import PixelConverter
 from effnet_batch.media.sampling import Clips, EveryNth, Sampling, Uniform
@@ -129,7 +129,7 @@ def test_crops_are_the_faces_that_were_found(monkeypatch: pytest.MonkeyPatch) ->
         whole = {frame.index: frame.pixels for frame in reader.read([0, 30, 60, 90], None)}
     for crop in row["crops"]:
         box = (LEFT, RIGHT)[crop["track"]]
-        seen = fit(crop_square(whole[times.index(crop["pts_seconds"])], box, margin=1.5))
+        seen = fit(crop_face(whole[times.index(crop["pts_seconds"])], box, margin=1.5))
         assert crop["jpeg"] == encode_jpeg(seen)
     monkeypatch.setattr(FakeDetector, "faces", ())
     with pytest.raises(NoFaceError):

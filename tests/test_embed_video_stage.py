@@ -16,7 +16,7 @@ from video_files import CLIPS, decode_plainly, encode
 
 from effnet_batch.errors import FetchError
 from effnet_batch.media import faces
-from effnet_batch.media.faces import FaceDetector, FaceSettings, crop_square, load_model
+from effnet_batch.media.faces import FaceDetector, FaceSettings, crop_face, load_model
 from effnet_batch.media.pixels import PixelConverter
 from effnet_batch.media.sampling import EveryNth, Uniform
 from effnet_batch.media.video import open_video
@@ -150,7 +150,7 @@ def test_faces_are_pooled_over_frames_and_tracks(
     crops = []
     for _, pixels in decode_plainly(CARPHONE)[::30]:
         (box,) = detector.detect(pixels)
-        crops.append(fit(crop_square(pixels, box, margin=1.4)))
+        crops.append(fit(crop_face(pixels, box, margin=1.4)))
     assert_same(row["embedding"], crops, engine)
     assert (row["num_faces"], row["num_tracks"], row["num_frames_used"]) == (4, 1, 4)
 
@@ -163,7 +163,7 @@ def test_a_second_face_is_a_second_track(backbone: Any, engine: Engine, face_mod
     (_, pixels), *_ = decode_plainly(data)
     boxes = FaceDetector(face_model, FaceSettings()).detect(pixels)
     assert len(boxes) == 2
-    crops = [fit(crop_square(pixels, box, margin=1.3)) for box in boxes]
+    crops = [fit(crop_face(pixels, box, margin=1.3)) for box in boxes]
     view = View(sampling=EveryNth(ratio=2), segment_seconds=0.16, faces=FaceSettings())
     row = embed(data, view, backbone, engine, face_model=face_model)
     # Frames of a still picture are coded alike, so every frame shows the same two faces.

@@ -16,7 +16,7 @@ import effnet_batch
 from effnet_batch.cli import main
 from effnet_batch.config import EmbedConfig, ScoreConfig
 from effnet_batch.errors import ConfigError, FingerprintError, InputError
-from effnet_batch.media.faces import MODEL_VARIABLE, FaceDetector, FaceSettings, crop_square
+from effnet_batch.media.faces import MODEL_VARIABLE, FaceDetector, FaceSettings, crop_face
 from effnet_batch.media.pixels import PixelConverter
 from effnet_batch.models.aggregation import AggregationConfig
 from effnet_batch.models.checkpoint_info import CheckpointInfo
@@ -168,7 +168,7 @@ def test_faces_make_the_vector_where_they_are_wanted(
     crops = []
     for pixels in whole_frames(CARPHONE)[::40]:
         (box,) = detector.detect(pixels)
-        crop = crop_square(pixels, box, margin=1.3)
+        crop = crop_face(pixels, box, margin=1.3)
         crops.append(PixelConverter(model.weights_info.preprocessing).fit(crop))
     by_frame = plain_embeddings(crops, engine)
     row = rows["carphone.mp4"]

@@ -17,7 +17,7 @@ from effnet_batch.media import faces
 from effnet_batch.media.faces import (
     FaceDetector,
     FaceSettings,
-    crop_square,
+    crop_face,
     load_model,
     track_faces,
 )
@@ -165,7 +165,7 @@ def test_crops_are_squares_with_black_outside(
     y, x = np.mgrid[1:51, 1:71]
     pixels = np.stack([x, y, np.ones_like(x)], axis=-1).astype(np.uint8)
     where = box(left, top, left + width, top + height)
-    crop = crop_square(pixels, where, margin=margin)
+    crop = crop_face(pixels, where, margin=margin)
     side = max(1, round(max(width, height) * margin))
     assert crop.shape == (side, side, 3)
     first_x, first_y = round(left + width / 2 - side / 2), round(top + height / 2 - side / 2)
@@ -175,16 +175,24 @@ def test_crops_are_squares_with_black_outside(
             inside = 0 <= at_x < 70 and 0 <= at_y < 50
             expected = (at_x + 1, at_y + 1, 1) if inside else (0, 0, 0)
             assert tuple(crop[row, column]) == expected
-    clipped = crop_square(pixels, where, margin=margin, border="clip")
+    clipped = crop_face(pixels, where, margin=margin, border="clip")
     assert clipped.size > 0
     assert (clipped[..., 2] == 1).all()
     assert clipped.shape[0] <= side
     assert clipped.shape[1] <= side
 
 
+def test_a_crop_may_keep_the_shape_of_its_box() -> None:
+    pixels = photographs.astronaut()
+    crop = crop_face(pixels, box(100, 200, 130, 260), margin=1.5, is_square=False)
+    np.testing.assert_array_equal(crop, pixels[185:275, 92:137])
+    clipped = crop_face(pixels, box(-10, 500, 20, 560), margin=2.0, is_square=False, border="clip")
+    np.testing.assert_array_equal(clipped, pixels[470:512, 0:35])
+
+
 def test_a_crop_fits_a_model() -> None:
     preprocessing = Preprocessing(image_size=64, resize_size=64, interpolation="bilinear")
-    crop = crop_square(photographs.astronaut(), ASTRONAUT, margin=1.3)
+    crop = crop_face(photographs.astronaut(), ASTRONAUT, margin=1.3)
     fitted = PixelConverter(preprocessing).fit(crop)
     assert fitted.shape == (64, 64, 3)
     np.testing.assert_allclose(fitted.mean(axis=(0, 1)), crop.mean(axis=(0, 1)), atol=2)

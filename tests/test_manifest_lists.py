@@ -105,7 +105,7 @@ def test_a_parquet_input_is_a_list_or_a_shard_by_its_columns(
     assert uris(build_manifest(str(path), storage)) == [str(path)]
     pq.write_table(pa.table({"url": ["a.jpg"], "thumb": [b"bytes"]}), path)
     assert uris(build_manifest(str(path), storage)) == [f"{tmp_path}/a.jpg"]
-    for override in ({"kind": "parquet"}, {"image_column": "thumb"}):
+    for override in ({"kind": "parquet"}, {"media_column": "thumb"}):
         assert uris(build_manifest(str(path), storage, **override)) == [str(path)]
     pq.write_table(pa.table({"text": ["a.jpg"]}), path)
     assert build_manifest(str(path), storage)["kind"].to_pylist() == ["parquet"]

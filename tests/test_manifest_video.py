@@ -268,6 +268,6 @@ def test_the_command_takes_a_parquet_file_for_a_shard_where_it_is_told_the_colum
 ) -> None:
     shard, manifest = str(tmp_path / "s.parquet"), str(tmp_path / "m.parquet")
     pq.write_table(pa.table({"path": ["a.mp4"], "clip": [b"1"]}), shard)
-    settings = {"medium": "video", "image_column": "clip"}
+    settings = {"medium": "video", "media_column": "clip"}
     assert list_input(shard, manifest, settings)["  parquet"] == 1
     assert pq.read_table(manifest)["uri"].to_pylist() == [shard]

@@ -66,7 +66,7 @@ def test_plain_videos_and_members_over_the_limit_are_too_large(tmp_path: Path) -
         (tmp_path / name).write_bytes(data)
         sources.append(source(str(tmp_path / name), "video", len(data)))
     sources.append(source(str(tmp_path / "missing.mp4"), "video"))
-    items = read(sources, Storage(), medium="video", max_bytes=1000, image_column="clip")
+    items = read(sources, Storage(), medium="video", max_bytes=1000, media_column="clip")
     statuses = ["ok" if item.error is None else item.error.status for item in items]
     assert statuses == ["ok", "too_large"] * 4 + ["fetch_error"]
     assert [item.data for item in items[::2]] == [b"1" * 1000] * 4 + [None]

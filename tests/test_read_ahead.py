@@ -52,7 +52,7 @@ def test_memory_ahead_of_the_decoder_is_bounded(
             storage,
             OutageGuard(),
             max_bytes=1 << 30,
-            image_column=None,
+            media_column=None,
             on_incomplete=lambda source, error: None,
             medium="image" if kind == "image" else "video",
         )
@@ -168,7 +168,7 @@ def test_images_whose_size_no_list_says_are_not_fetched_by_the_gigabyte() -> Non
             storage,
             OutageGuard(),
             max_bytes=100 * MIB,
-            image_column=None,
+            media_column=None,
             on_incomplete=lambda source, error: None,
         )
     )
@@ -200,7 +200,7 @@ def test_what_the_thread_raises_is_raised_here_and_leaving_ends_it() -> None:
         Made(),
         OutageGuard(),
         max_bytes=1 << 30,
-        image_column=None,
+        media_column=None,
         on_incomplete=lambda source, error: None,
         medium="video",
     )

@@ -13,7 +13,7 @@ from tiny_checkpoint import PREPROCESSING, plain_logits, sigmoid, tiny_checkpoin
 from video_files import CLIPS, encode
 
 from effnet_batch.errors import FetchError
-from effnet_batch.media.faces import FaceSettings, crop_square
+from effnet_batch.media.faces import FaceSettings, crop_face
 from effnet_batch.media.pixels import PixelConverter
 from effnet_batch.media.preprocess import Preprocessing
 from effnet_batch.media.sampling import Clips, EveryNth, Sampling, Uniform
@@ -289,9 +289,9 @@ def test_faces_are_judged_track_by_track(which: str, monkeypatch: pytest.MonkeyP
     with open_video(CARPHONE) as reader:
         whole = [frame.pixels for frame in reader.read([0, 30, 60, 90], None)]
     fit = PixelConverter(PREPROCESSING).fit
-    left = np.stack([fit(crop_square(whole[i], LEFT, margin=1.5)) for i in (0, 2)])
+    left = np.stack([fit(crop_face(whole[i], LEFT, margin=1.5)) for i in (0, 2)])
     seen_right = range(4) if which == "all" else (1, 3)
-    right = np.stack([fit(crop_square(whole[i], RIGHT, margin=1.5)) for i in seen_right])
+    right = np.stack([fit(crop_face(whole[i], RIGHT, margin=1.5)) for i in seen_right])
     expected = plain_logits(one.model, PREPROCESSING, [left, right])
     for track, logits in zip(row["tracks"], expected, strict=True):
         np.testing.assert_allclose([f["logit"] for f in track["frames"]], logits, **NEAR)

@@ -48,15 +48,15 @@ def test_parquet_plain_binary_columns_are_recognised(name: str, kind: pa.DataTyp
     ]
 
 
-def test_parquet_without_one_image_column_names_the_columns_it_has() -> None:
+def test_parquet_without_one_media_column_names_the_columns_it_has() -> None:
     table = pa.table({"thumb": [b"1"], "url": ["u"]})
     check_one_error(read("parquet", make_parquet(table)), "unsupported", "thumb, url")
     both = pa.table({"jpg": [b"1"], "png": [b"2"]})
     check_one_error(read("parquet", make_parquet(both)), "unsupported", "jpg, png")
-    assert read("parquet", make_parquet(both), image_column="png")[0].data == b"2"
-    assert read("parquet", make_parquet(table), image_column="thumb")[0].data == b"1"
+    assert read("parquet", make_parquet(both), media_column="png")[0].data == b"2"
+    assert read("parquet", make_parquet(table), media_column="thumb")[0].data == b"1"
     check_one_error(
-        read("parquet", make_parquet(table), image_column="nope"), "unsupported", "nope"
+        read("parquet", make_parquet(table), media_column="nope"), "unsupported", "nope"
     )
 
 

@@ -89,7 +89,7 @@ def test_a_parquet_file_may_hold_both_media() -> None:
     data = make_parquet(table)
     assert [(m.name, m.data) for m in read("parquet", data)] == [("a.jpg", b"i")]
     assert [(m.name, m.data) for m in read("parquet", data, medium="video")] == [("a.mp4", b"v")]
-    (chosen,) = read("parquet", data, medium="video", image_column="mp4")
+    (chosen,) = read("parquet", data, medium="video", media_column="mp4")
     assert (chosen.name, chosen.data) == ("row-0", b"other")
 
 

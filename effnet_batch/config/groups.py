@@ -30,7 +30,9 @@ class InputSettings:
     kind: str | None = setting(
         None, "What the sources are, if their names do not say.", choices=KINDS
     )
-    image_column: str | None = setting(None, "Column of image or video bytes in Parquet shards.")
+    media_column: str | None = setting(
+        None, "Column of image or video bytes in Parquet shards; default: found by its name."
+    )
     label_from: str | None = setting(
         None, "Take the label from the parent folder's name.", choices=("parent",)
     )

@@ -38,7 +38,7 @@ def build_manifest(
     *,
     medium: str | None = schema.KIND_IMAGE,
     kind: str | None = None,
-    image_column: str | None = None,
+    media_column: str | None = None,
     recursive: bool = True,
     label_from: str | None = None,
     limit: int | None = None,
@@ -64,7 +64,7 @@ def build_manifest(
         kind: what sources are whose name does not say, by default ``medium``; in a folder those
             are skipped by default. ``parquet`` also makes a Parquet input a shard, whatever its
             columns.
-        image_column: a Parquet input that has this column is a shard.
+        media_column: a Parquet input that has this column is a shard.
         recursive: also list the folders inside a folder.
         label_from: ``parent`` takes the label of a source without one from its folder's name.
         limit: keep the first ``limit`` sources; a listing stops there.
@@ -88,7 +88,7 @@ def build_manifest(
     if medium is None and kind in schema.MEDIA:
         medium = kind
     _check_kind(kind, medium)
-    found = _look(input, storage, medium, kind, image_column)
+    found = _look(input, storage, medium, kind, media_column)
     medium = medium or found.medium
     columns = Columns(medium=medium, kind=kind, label_from=label_from)
     if found.form is not None:
@@ -183,7 +183,7 @@ class _Found:
 
 
 def _look(
-    text: str, storage: Storage, medium: str | None, kind: str | None, image_column: str | None
+    text: str, storage: Storage, medium: str | None, kind: str | None, media_column: str | None
 ) -> _Found:
     uri = canonical_uri(text)
     is_web = scheme_of(uri) in WEB_SCHEMES
@@ -209,7 +209,7 @@ def _look(
         try:
             with storage.open(uri, fetch_uri=fetch_uri) as stream:
                 media = schema.MEDIA if medium is None else (medium,)
-                is_list, listed_for = look_at_parquet(stream, media, image_column)
+                is_list, listed_for = look_at_parquet(stream, media, media_column)
         except FetchError as error:
             raise InputError(str(error)) from None
         if not is_list:

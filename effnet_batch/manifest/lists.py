@@ -59,7 +59,7 @@ class Entry:
 
 
 def look_at_parquet(
-    stream: BinaryIO, media: Sequence[str], image_column: str | None = None
+    stream: BinaryIO, media: Sequence[str], media_column: str | None = None
 ) -> tuple[bool, str | None]:
     """Looks at the schema of a Parquet file.
 
@@ -68,7 +68,7 @@ def look_at_parquet(
     Args:
         stream: of the file.
         media: what a shard would hold.
-        image_column: a file that has this column is a shard.
+        media_column: a file that has this column is a shard.
 
     Returns:
         Whether the file is a list or manifest rather than a shard; and the medium that a manifest
@@ -81,7 +81,7 @@ def look_at_parquet(
     if (notes := (columns.metadata or {}).get(METADATA_KEY)) is not None:
         medium = json.loads(notes).get("medium")
         return True, medium if medium in MEDIA else None
-    is_shard = any(find_media_column(columns, medium, image_column) for medium in media)
+    is_shard = any(find_media_column(columns, medium, media_column) for medium in media)
     return _find(columns.names, URI_COLUMNS) is not None and not is_shard, None
 
 

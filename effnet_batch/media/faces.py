@@ -1,4 +1,4 @@
-"""Faces in frames: found by YuNet, followed through time, cut out as squares.
+"""Faces in frames: found by YuNet, followed through time, cut out.
 
 ``FaceDetector`` finds boxes in one frame, ``track_faces`` turns a video's frames into crops that
 say whose face they show. At most ``detect_every`` frames and one more are held at a time.
@@ -47,8 +47,10 @@ class FaceSettings:
     """Most faces taken from one frame, the most confident ones."""
     margin: float = 1.3
     """Side of the crop over the long side of the box; 1.3 adds 15 % on each side."""
+    is_square: bool = True
+    """False: each side of the crop is ``margin`` times that side of the box."""
     border: str = "pad"
-    """At the frame's edge: ``pad`` fills the square with black, ``clip`` keeps what is inside."""
+    """At the frame's edge: ``pad`` fills the crop with black, ``clip`` keeps what is inside."""
     detect_every: int = 1
     """Detect on every k-th frame and interpolate the boxes of a track between."""
     min_iou: float = 0.3
@@ -211,30 +213,35 @@ def track_faces(
         before, waiting = after, []
 
 
-def crop_square(pixels: Pixels, box: Box, *, margin: float, border: str = "pad") -> Pixels:
-    """Cuts a square around the middle of a box.
+def crop_face(
+    pixels: Pixels, box: Box, *, margin: float, is_square: bool = True, border: str = "pad"
+) -> Pixels:
+    """Cuts out what is around the middle of a box.
 
     Args:
         pixels: uint8 [H, W, 3].
         box: in pixels of it; it may reach over the edges.
-        margin: side of the square over the long side of the box.
+        margin: as in `FaceSettings`.
+        is_square: as in `FaceSettings`.
         border: one of `BORDERS`.
 
     Returns:
-        uint8 [side, side, 3], C-contiguous; with ``clip`` only what is inside the frame, at least
-        one pixel.
+        uint8 [h, w, 3], C-contiguous; with ``clip`` only what is inside the frame, at least one
+        pixel.
     """
     height, width = pixels.shape[:2]
-    side = max(1, round(max(box.width, box.height) * margin))
-    left = round((box.left + box.right) / 2 - side / 2)
-    top = round((box.top + box.bottom) / 2 - side / 2)
-    first_x, last_x = np.clip([left, left + side], 0, width).tolist()
-    first_y, last_y = np.clip([top, top + side], 0, height).tolist()
+    long_side = max(box.width, box.height)
+    crop_width = max(1, round((long_side if is_square else box.width) * margin))
+    crop_height = max(1, round((long_side if is_square else box.height) * margin))
+    left = round((box.left + box.right) / 2 - crop_width / 2)
+    top = round((box.top + box.bottom) / 2 - crop_height / 2)
+    first_x, last_x = np.clip([left, left + crop_width], 0, width).tolist()
+    first_y, last_y = np.clip([top, top + crop_height], 0, height).tolist()
     if border == "clip":
         first_x, first_y = min(first_x, width - 1), min(first_y, height - 1)
         last_x, last_y = max(last_x, first_x + 1), max(last_y, first_y + 1)
         return np.ascontiguousarray(pixels[first_y:last_y, first_x:last_x])
-    crop = np.zeros((side, side, 3), dtype=np.uint8)
+    crop = np.zeros((crop_height, crop_width, 3), dtype=np.uint8)
     inside = pixels[first_y:last_y, first_x:last_x]
     y, x = first_y - top, first_x - left
     crop[y : y + inside.shape[0], x : x + inside.shape[1]] = inside
@@ -284,5 +291,11 @@ def _cut(
         pts_seconds=frame.pts_seconds,
         box=box,
         is_interpolated=is_interpolated,
-        pixels=crop_square(frame.pixels, box, margin=settings.margin, border=settings.border),
+        pixels=crop_face(
+            frame.pixels,
+            box,
+            margin=settings.margin,
+            is_square=settings.is_square,
+            border=settings.border,
+        ),
     )

@@ -83,8 +83,9 @@ class CheckpointInfo:
     """``strategy`` (``every_nth``, ``uniform``, ``clips``, ``fps``) and its own parameters; also
     ``max_clip_frames``, the longest clip that the network sees at once, null for any length."""
     faces: dict[str, Any]
-    """``detector`` (``none`` takes whole frames); ``margin``, the crop's side as a multiple of the
-    box's; ``is_square``; ``which`` of a frame's faces (``all``, ``largest``)."""
+    """``detector`` (``none`` takes whole frames); ``margin``, the crop's sides as a multiple of the
+    box's; ``is_square``, or false where crops keep the box's shape; ``border``; ``which`` of a
+    frame's faces (``all``, ``largest``)."""
     aggregation: AggregationConfig
     """From time steps to the video."""
     thresholds: Thresholds = Thresholds()

@@ -88,8 +88,16 @@ def _uniform(num_frames: int) -> dict[str, Any]:
     return {"strategy": "uniform", "num_frames": num_frames, "max_clip_frames": None}
 
 
-def _faces(detector: str, margin: float, which: str, *, is_square: bool = False) -> dict[str, Any]:
-    return {"detector": detector, "margin": margin, "is_square": is_square, "which": which}
+def _faces(
+    detector: str, margin: float, which: str, *, is_square: bool = False, border: str = "pad"
+) -> dict[str, Any]:
+    return {
+        "detector": detector,
+        "margin": margin,
+        "is_square": is_square,
+        "border": border,
+        "which": which,
+    }
 
 
 _HALF: Final = (0.5, 0.5, 0.5)
@@ -119,7 +127,7 @@ PROTOCOLS: Final = {
             image_size=380, resize_size=380, resize_mode="pad", interpolation="bicubic"
         ),
         sampling=_uniform(32),
-        faces=_faces("MTCNN", 5 / 3, "all"),
+        faces=_faces("MTCNN", 5 / 3, "all", border="clip"),
         aggregation=AggregationConfig(steps="confident", tracks=POOLED),
         notes=(
             _ENDPOINT,
@@ -134,7 +142,7 @@ PROTOCOLS: Final = {
     "sbi_efficientnet_b4": Protocol(
         preprocessing=_squash(380, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
         sampling=_uniform(32),
-        faces=_faces("RetinaFace", 1.25, "all"),
+        faces=_faces("RetinaFace", 1.25, "all", border="clip"),
         aggregation=AggregationConfig(steps="mean", tracks=FRAME_MAX),
         notes=(_ENDPOINT,),
     ),

@@ -30,7 +30,7 @@ def list_input(input: str, manifest: str, settings: Mapping[str, Any]) -> dict[s
         room,
         medium=config.medium.medium,
         kind=config.input.kind,
-        image_column=config.input.image_column,
+        media_column=config.input.media_column,
         label_from=config.input.label_from,
         limit=config.input.limit,
         sample=config.input.sample,

@@ -163,7 +163,7 @@ class Run:
             self.storage,
             medium=self._medium,
             kind=settings.kind,
-            image_column=settings.image_column,
+            media_column=settings.media_column,
             label_from=settings.label_from,
             limit=settings.limit,
             sample=settings.sample,

@@ -232,6 +232,4 @@ def _notes(checkpoint: Checkpoint, info: CheckpointInfo) -> tuple[str, ...]:
     notes = (entry.protocol if entry else PROTOCOLS[checkpoint.layout]).notes
     if info.faces["detector"] == DETECTOR:
         notes += (f"faces are found by YuNet, the publisher's way is {own['detector']}",)
-        if not own.get("is_square", True):
-            notes += ("crops are square, the publisher's have the sides of the face's box",)
     return notes

@@ -65,7 +65,7 @@ def read_unit(
         storage,
         guard,
         max_bytes=max_bytes,
-        image_column=task.config.group(InputSettings).image_column,
+        media_column=task.config.group(InputSettings).media_column,
         on_incomplete=lambda source, error: board.incomplete.remote(source.uri, str(error)),
         medium=medium,
     )

@@ -62,7 +62,7 @@ def iter_members(
     is_wanted: IsWanted,
     max_bytes: int,
     medium: str = schema.KIND_IMAGE,
-    image_column: str | None = None,
+    media_column: str | None = None,
 ) -> Iterator[Member]:
     """Yields a shard's wanted images, or videos, in its own order, holding at most two of them.
 
@@ -77,7 +77,7 @@ def iter_members(
         max_bytes: largest member in bytes; larger ones are ``too_large`` records.
         medium: which of `schema.MEDIA` the members are. In a tar or zip their extension says so,
             and the other medium's files are no members.
-        image_column: Parquet column that holds the members; None recognises the usual ones.
+        media_column: Parquet column that holds the members; None recognises the usual ones.
 
     Yields:
         Members with ``data``, ``file`` or ``error``. The shard's last member carries
@@ -96,7 +96,7 @@ def iter_members(
         # Columns are read in turns, each with its own read-ahead; one below them would be thrown
         # away and fetched again at every turn.
         source = Source(getattr(stream, "raw", stream), uri)
-        items = iter_parquet(source, census, max_bytes, medium, image_column)
+        items = iter_parquet(source, census, max_bytes, medium, media_column)
     elif kind in _READERS:
         source = Source(stream, uri)
         items = _READERS[kind](source, census, max_bytes, medium)

@@ -72,7 +72,7 @@ def find_media_column(
 
 
 def iter_parquet(
-    source: Source, census: Census, max_bytes: int, medium: str, image_column: str | None
+    source: Source, census: Census, max_bytes: int, medium: str, media_column: str | None
 ) -> Iterator[Member | None]:
     """Yields a Parquet file's images, or videos, row by row; None for each that is not wanted.
 
@@ -89,13 +89,13 @@ def iter_parquet(
         columns = file.schema_arrow
     except _DAMAGE as error:
         raise DecodeError(f"{source.uri}: no readable Parquet footer: {error}") from None
-    column = find_media_column(columns, medium, image_column)
+    column = find_media_column(columns, medium, media_column)
     if column is None:
-        expected = image_column or "one of " + ", ".join(_COLUMNS[medium])
+        expected = media_column or "one of " + ", ".join(_COLUMNS[medium])
         raise UnsupportedError(
             f"{source.uri}: no single column of {medium} bytes; got: "
             f"{', '.join(columns.names)[:1000]}; expected: {expected}; choose one with "
-            "--image-column"
+            "--media-column"
         )
     group_rows = [
         max(file.metadata.row_group(group).num_rows, 0)

@@ -117,7 +117,7 @@ def read_items(
     guard: OutageGuard,
     *,
     max_bytes: int,
-    image_column: str | None,
+    media_column: str | None,
     on_incomplete: Callable[[Source, RecordError], None],
     medium: str = KIND_IMAGE,
 ) -> Iterator[Item]:
@@ -133,7 +133,7 @@ def read_items(
         storage: where from.
         guard: decides when failures are an outage.
         max_bytes: larger images, or videos, become too_large.
-        image_column: column of Parquet shards that holds them; found by name when None.
+        media_column: column of Parquet shards that holds them; found by name when None.
         on_incomplete: called when a shard broke off in its middle for a reason that may pass; its
             remaining records are left to the next run.
         medium: which of `schema.MEDIA` the members of shards are.
@@ -149,7 +149,7 @@ def read_items(
                 yield from _read_plain(group, storage, max_bytes, usual)
             else:
                 items = _read_shard(
-                    group[0], storage, max_bytes, medium, image_column, on_incomplete
+                    group[0], storage, max_bytes, medium, media_column, on_incomplete
                 )
                 yield from _chunked(items)
 
@@ -245,7 +245,7 @@ def _read_shard(
     storage: Storage,
     max_bytes: int,
     medium: str,
-    image_column: str | None,
+    media_column: str | None,
     on_incomplete: Callable[[Source, RecordError], None],
 ) -> Iterator[Item]:
     num_yielded = 0
@@ -263,7 +263,7 @@ def _read_shard(
                 is_wanted=_wanted(source),
                 max_bytes=max_bytes,
                 medium=medium,
-                image_column=image_column,
+                media_column=media_column,
             ):
                 num_yielded += 1
                 yield Item(
