@@ -99,16 +99,17 @@ def retry(output: str, statuses: str, storage: dict[str, Any], console: Console)
     names = _statuses(statuses)
     run = stored_run(output, **storage)
     settings = {**run["config"], **storage}
+    config: Any
+    run_job: Any
     if run["job"] == "score":
-        from effnet_batch.pipelines.score import score as run_score
+        from effnet_batch.pipelines.score import score as run_job
 
-        scoring = ScoreConfig.from_flat(settings)
-        summary = run_score(run["input"], output, config=scoring, retry=names, reporter=console)
-        return _conclude(summary, scoring.limits.max_failures, console)
-    from effnet_batch.pipelines.embed import embed as run_embed
+        config = ScoreConfig.from_flat(settings)
+    else:
+        from effnet_batch.pipelines.embed import embed as run_job
 
-    config = EmbedConfig.from_flat(settings)
-    summary = run_embed(run["input"], output, config=config, retry=names, reporter=console)
+        config = EmbedConfig.from_flat(settings)
+    summary = run_job(run["input"], output, config=config, retry=names, reporter=console)
     return _conclude(summary, config.limits.max_failures, console)
 
 

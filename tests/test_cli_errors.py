@@ -74,6 +74,8 @@ def test_a_wrong_configuration_file_is_named_with_what_is_right(
         (("compact", "images/"), "is no output"),
         (("forget", "images/", "--uri-list=missing.txt"), "is no output"),
         (("manifest", "images/*.png", "m.parquet"), "no images"),
+        (("manifest", "images/", "/proc/none/m.parquet"), "cannot write into /proc/none"),
+        (("manifest", "images/", "new/m.txt"), "must end in .parquet"),
         (("embed", "images/", "http://h.example/out"), "cannot be written to"),
         (("embed", "ftp://h.example/images", "out/"), "has the scheme 'ftp'; known are"),
         (("embed", "simplecache::s3://bucket/images", "out/"), "chains URLs"),

@@ -248,7 +248,7 @@ def test_phi_scales_every_dimension() -> None:
 
 
 def test_coefficients_out_of_range_are_refused() -> None:
-    with pytest.raises(ValueError, match="must be positive"):
+    with pytest.raises(ValueError, match="above 0 and at most 20"):
         Coefficients(width=0)
     with pytest.raises(ValueError, match="dropout"):
         Coefficients(dropout=1.0)

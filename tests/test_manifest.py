@@ -15,6 +15,7 @@ import pytest
 from effnet_batch.errors import InputError
 from effnet_batch.manifest import (
     build_manifest,
+    check_savable,
     has_manifest,
     kind_of,
     read_manifest,
@@ -317,7 +318,7 @@ def test_a_manifest_file_is_an_input_and_its_rows_are_used_as_they_are(
     assert build_manifest(path, storage, limit=3).equals(table.slice(0, 3))
     assert build_manifest(path, storage, kind="parquet")["uri"].to_pylist() == [path]
     with pytest.raises(InputError, match=r"must end in \.parquet"):
-        save_manifest(storage, str(folder.parent / "m.manifest"), table)
+        check_savable(storage, str(folder.parent / "m.manifest"))
 
 
 def test_a_tar_of_the_wrong_name_is_what_kind_says(tmp_path: Path, storage: Storage) -> None:

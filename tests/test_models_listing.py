@@ -39,6 +39,21 @@ def test_a_scaled_network_is_timed_on_this_machine():
     assert float(str(facts["images/s here"])) > 0
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"width": 0.0}, "width and depth must be above 0 and at most 20, got 0 and 1"),
+        ({"depth": float("nan")}, "got 1 and nan"),
+        ({"resolution": 0}, "resolution must be from 1 to 4096, got 0"),
+        ({"phi": 100.0}, "phi 100: width and depth must be"),
+        ({"phi": 1e9}, "phi 1e"),
+    ],
+)
+def test_coefficients_that_no_network_has_are_refused(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        scaled_facts("efficientnet_b0", **settings, is_measured=False)
+
+
 def test_contradicting_coefficients_are_refused():
     with pytest.raises(ConfigError, match="give it or them, not both"):
         scaled_facts("efficientnet_b0", phi=1, width=1.2)

@@ -68,6 +68,15 @@ class JobConfig:
         hints = typing.get_type_hints(cls)
         return cls(**{name: hints[name](**values) for name, values in groups.items()})
 
+    @classmethod
+    def merged(cls, config: Self | None, values: dict[str, Any]) -> Self:
+        """Returns a configuration (the default one if None) with flat values laid over it.
+
+        Raises:
+            ConfigError: as `from_flat`.
+        """
+        return cls.from_flat({**(config.to_flat() if config else {}), **values})
+
     def group(self, kind: type[_Group]) -> _Group:
         """Returns the group of settings of this kind."""
         for field in dataclasses.fields(self):

@@ -10,6 +10,7 @@ from effnet_batch.manifest.columns import kind_of
 from effnet_batch.manifest.store import (
     ManifestSummary,
     ManifestUpdate,
+    check_savable,
     has_manifest,
     read_manifest,
     replace_manifest,
@@ -25,6 +26,7 @@ __all__ = [
     "ManifestSummary",
     "ManifestUpdate",
     "build_manifest",
+    "check_savable",
     "fetch_uris",
     "has_manifest",
     "kind_of",

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from effnet_batch import schema
 from effnet_batch.errors import FetchError, InputError
 from effnet_batch.manifest.columns import METADATA_KEY
-from effnet_batch.storage import Storage, join
+from effnet_batch.storage import Storage, discarding_empty, join
 
 _FOLDER: Final = "manifest"
 _MARKER: Final = "_complete.json"
@@ -132,14 +132,22 @@ def update_manifest(old: pa.Table, new: pa.Table) -> ManifestUpdate:
     )
 
 
-def save_manifest(storage: Storage, uri: str, table: pa.Table) -> None:
-    """Writes a manifest as one Parquet file that can be the input of any job.
+def check_savable(storage: Storage, uri: str) -> None:
+    """Checks that `save_manifest` can write there, before a listing that may take long.
 
     Raises:
         InputError: ``uri`` does not end in ``.parquet``, so it would not be known as a manifest.
+        StorageError: its folder cannot be written into.
     """
     if not uri.lower().endswith(".parquet"):
         raise InputError(f"{uri}: a manifest's name must end in .parquet")
+    folder = uri.rpartition("/")[0] or "/"
+    with discarding_empty(folder):
+        storage.check_writable(folder)
+
+
+def save_manifest(storage: Storage, uri: str, table: pa.Table) -> None:
+    """Writes a manifest as one Parquet file that can be the input of any job."""
     storage.write(uri, _encode(table))
 
 

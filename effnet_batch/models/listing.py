@@ -141,12 +141,15 @@ def _coefficients(
 ) -> Coefficients:
     if phi is None:
         native = ARCHITECTURES[canonical_name(model)]
-        return Coefficients(
-            width=native.width if width is None else width,
-            depth=native.depth if depth is None else depth,
-            resolution=native.resolution if resolution is None else resolution,
-            dropout=native.dropout,
-        )
+        try:
+            return Coefficients(
+                width=native.width if width is None else width,
+                depth=native.depth if depth is None else depth,
+                resolution=native.resolution if resolution is None else resolution,
+                dropout=native.dropout,
+            )
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
     if not width == depth == resolution is None:
         raise ConfigError("phi sets width, depth and resolution; give it or them, not both")
     base = ARCHITECTURES[canonical_name(model)]

@@ -15,6 +15,9 @@ BETA: Final = 1.1
 GAMMA: Final = 1.15
 """Resolution grows by this factor per unit of phi."""
 BASE_RESOLUTION: Final = 224
+MAX_FACTOR: Final = 20.0
+"""Four times the widest and deepest published network (L2); beyond, building takes for ever."""
+MAX_RESOLUTION: Final = 4096
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,10 +34,14 @@ class Coefficients:
     """Probability of dropping an element of the embedding before the classifier."""
 
     def __post_init__(self) -> None:
-        if self.width <= 0 or self.depth <= 0 or self.resolution < 1:
+        if not (0 < self.width <= MAX_FACTOR and 0 < self.depth <= MAX_FACTOR):
             raise ValueError(
-                f"width, depth and resolution must be positive, "
-                f"got {self.width}, {self.depth} and {self.resolution}"
+                f"width and depth must be above 0 and at most {MAX_FACTOR:g}, "
+                f"got {self.width:g} and {self.depth:g}"
+            )
+        if not 1 <= self.resolution <= MAX_RESOLUTION:
+            raise ValueError(
+                f"resolution must be from 1 to {MAX_RESOLUTION}, got {self.resolution}"
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")

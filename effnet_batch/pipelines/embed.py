@@ -56,10 +56,7 @@ def embed(
         ConfigError: wrong settings, unreachable storage, an output of other settings.
         JobError: the job failed; what is committed stays.
     """
-    if config is None:
-        config = EmbedConfig.from_flat(settings)
-    elif settings:
-        config = EmbedConfig.from_flat({**config.to_flat(), **settings})
+    config = EmbedConfig.merged(config, settings)
     check_names(config.model.model, config.model.weights)
     with open_run(
         "embed",

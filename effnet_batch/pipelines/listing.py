@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from effnet_batch.config import ManifestConfig
-from effnet_batch.manifest import build_manifest, save_manifest, summarize
+from effnet_batch.manifest import build_manifest, check_savable, save_manifest, summarize
 from effnet_batch.pipelines.run import storage_options
 from effnet_batch.storage import Storage, canonical_uri
 
@@ -25,6 +25,8 @@ def list_input(input: str, manifest: str, settings: Mapping[str, Any]) -> dict[s
     """
     config = ManifestConfig.from_flat(dict(settings))
     room = Storage(storage_options(config))
+    target = canonical_uri(manifest)
+    check_savable(room, target)
     table = build_manifest(
         input,
         room,
@@ -36,7 +38,7 @@ def list_input(input: str, manifest: str, settings: Mapping[str, Any]) -> dict[s
         sample=config.input.sample,
         seed=config.input.seed,
     )
-    save_manifest(room, canonical_uri(manifest), table)
+    save_manifest(room, target, table)
     found = summarize(table)
     return {
         "medium": found.medium,

@@ -47,10 +47,7 @@ def score(
         ConfigError: wrong settings, unreachable storage, an output of other settings.
         JobError: the job failed; what is committed stays.
     """
-    if config is None:
-        config = ScoreConfig.from_flat(settings)
-    elif settings:
-        config = ScoreConfig.from_flat({**config.to_flat(), **settings})
+    config = ScoreConfig.merged(config, settings)
     with open_run(
         JOB,
         input,
