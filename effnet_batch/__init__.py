@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         read_frames,
         read_scores,
     )
+    from effnet_batch.pipelines.rescore import rescore
     from effnet_batch.pipelines.score import score
 
 __version__ = "0.1.0"
@@ -28,6 +29,7 @@ _HOMES = {
     "read_embeddings": "effnet_batch.pipelines.reading",
     "read_frames": "effnet_batch.pipelines.reading",
     "read_scores": "effnet_batch.pipelines.reading",
+    "rescore": "effnet_batch.pipelines.rescore",
     "score": "effnet_batch.pipelines.score",
 }
 
@@ -40,6 +42,7 @@ __all__ = [
     "read_embeddings",
     "read_frames",
     "read_scores",
+    "rescore",
     "score",
 ]
 

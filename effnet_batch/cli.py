@@ -81,6 +81,29 @@ def score(input: str, output: str, update: bool, settings: dict[str, Any], conso
 
 
 @main.command()
+@click.argument("input", metavar="EMBEDDINGS", required=False)
+@click.argument("output", required=False)
+@config_options("rescore")
+@_command
+def rescore(input: str, output: str, settings: dict[str, Any], console: Console) -> int:
+    """Judge the videos of EMBEDDINGS again by their stored frames and write verdicts to OUTPUT.
+
+    EMBEDDINGS is what `score --embeddings` or `embed --frames` wrote. Nothing is decoded; the
+    checkpoint must have the backbone that made the embeddings.
+
+    \b
+    effnet-batch score videos/ scores/ --checkpoint detector.safetensors --embeddings
+    effnet-batch rescore scores/ rescored/ --checkpoint finetuned.safetensors
+    """
+    from effnet_batch.config import RescoreConfig
+    from effnet_batch.pipelines.rescore import rescore as run_rescore
+
+    config = RescoreConfig.from_flat(settings)
+    summary = run_rescore(input, output, config=config, reporter=console)
+    return _conclude(summary, config.limits.max_failures, console)
+
+
+@main.command()
 @click.argument("output")
 @click.option(
     "--status", "statuses", required=True, help="Statuses to do again, separated by commas."
@@ -94,10 +117,15 @@ def retry(output: str, statuses: str, storage: dict[str, Any], console: Console)
     effnet-batch retry embeddings/ --status decode_error,too_large
     """
     from effnet_batch.config import EmbedConfig, ScoreConfig
+    from effnet_batch.errors import ConfigError
     from effnet_batch.pipelines.maintain import stored_run
 
     names = _statuses(statuses)
     run = stored_run(output, **storage)
+    if run["job"] == "rescore":
+        raise ConfigError(
+            f"{output} has the statuses of {run['input']}: retry there, then rescore again"
+        )
     settings = {**run["config"], **storage}
     config: Any
     run_job: Any

@@ -11,6 +11,7 @@ from effnet_batch.config import (
     EmbedConfig,
     JobConfig,
     ManifestConfig,
+    RescoreConfig,
     ScoreConfig,
     StorageSettings,
     load_toml,
@@ -20,6 +21,7 @@ from effnet_batch.errors import ConfigError
 _CONFIGS: dict[str, type[JobConfig]] = {
     "embed": EmbedConfig,
     "manifest": ManifestConfig,
+    "rescore": RescoreConfig,
     "score": ScoreConfig,
 }
 

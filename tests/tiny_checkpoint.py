@@ -24,13 +24,14 @@ def tiny_checkpoint(seed: int = 0, **changes: Any) -> tuple[SequenceClassifier, 
         "sampling": {"strategy": "uniform", "num_frames": 8, "max_clip_frames": 3},
         "faces": {"detector": "none"},
         "aggregation": AggregationConfig(steps="last", clips="mean", tracks="max"),
+        **changes,
     }
     torch.manual_seed(seed)
     model = SequenceClassifier(values["sequence"]).eval()
     with torch.no_grad():
         # Random features hardly differ between frames; a steep head makes them tell.
         model.head[-1].weight *= 60
-    return model, CheckpointInfo(**{**values, **changes})
+    return model, CheckpointInfo(**values)
 
 
 def plain_logits(

@@ -19,6 +19,8 @@ from effnet_batch.config.groups import (
 from effnet_batch.config.score import (
     AggregationSettings,
     CheckpointSettings,
+    FailureSettings,
+    RescoreConfig,
     ScoreConfig,
     ThresholdSettings,
 )
@@ -32,6 +34,7 @@ __all__ = [
     "EmbedConfig",
     "EngineSettings",
     "FaceDetectionSettings",
+    "FailureSettings",
     "InputSettings",
     "JobConfig",
     "LimitSettings",
@@ -39,6 +42,7 @@ __all__ = [
     "MediumSettings",
     "ModelSettings",
     "OutputSettings",
+    "RescoreConfig",
     "SamplingSettings",
     "ScoreConfig",
     "StorageSettings",

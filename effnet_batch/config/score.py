@@ -98,3 +98,26 @@ class ScoreConfig(JobConfig):
     storage: StorageSettings = dataclasses.field(default_factory=StorageSettings)
     output: VideoOutputSettings = dataclasses.field(default_factory=VideoOutputSettings)
     cluster: ActorSettings = dataclasses.field(default_factory=ActorSettings)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FailureSettings:
+    """When a run that is complete counts as failed."""
+
+    max_failures: float = setting(
+        0.05, "Share of failed records above which the exit code is 3.", minimum=0, maximum=1
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RescoreConfig(JobConfig):
+    """Configuration of the job that judges stored frames; which frames they are, those say."""
+
+    NUMBER_GROUPS = ("checkpoint", "aggregation", "thresholds")
+
+    checkpoint: CheckpointSettings = dataclasses.field(default_factory=CheckpointSettings)
+    aggregation: AggregationSettings = dataclasses.field(default_factory=AggregationSettings)
+    thresholds: ThresholdSettings = dataclasses.field(default_factory=ThresholdSettings)
+    limits: FailureSettings = dataclasses.field(default_factory=FailureSettings)
+    storage: StorageSettings = dataclasses.field(default_factory=StorageSettings)
+    cluster: ActorSettings = dataclasses.field(default_factory=ActorSettings)

@@ -119,7 +119,9 @@ def _resolve_on_worker(
     has_gpu = any(gpus for _, gpus in nodes)
     if is_own_machine and not has_gpu:
         return resolve(config)
-    wants_gpu = has_gpu and config.group(EngineSettings).device != "cpu"
+    groups = [getattr(config, field.name) for field in dataclasses.fields(config)]
+    engines = [group for group in groups if isinstance(group, EngineSettings)]
+    wants_gpu = has_gpu and any(group.device != "cpu" for group in engines)
     task = ray.remote(num_cpus=1, num_gpus=1 if wants_gpu else 0, max_retries=2)(resolve)
     resolved: _Resolved = ray.get(task.remote(config))
     return resolved

@@ -223,12 +223,7 @@ class Run:
         resolved: dict[str, Any],
         frames: dict[str, dict[str, Any]],
     ) -> None:
-        """Writes run.json before the first row.
-
-        Args:
-            fingerprint: of the rows.
-            resolved: what the run uses.
-            frames: what stored frame embeddings depend on, by digest.
+        """Writes run.json before the first row; ``frames`` are those of `Resolution.frames`.
 
         Raises:
             FingerprintError: the output holds other numbers.
@@ -340,29 +335,35 @@ def open_run(
     reporter: Reporter,
     medium: str | None = KIND_IMAGE,
 ) -> Iterator[Run]:
-    """Checks storage, takes the lock and prepares a run; on leaving, says how it ended.
+    """Opens and holds a run that lists its input; None reads the medium that is found there."""
+    storage = Storage(storage_options(config))
+    paths = OutputPaths(canonical_uri(output))
+    run = Run(job, input, config, storage, paths, reporter, medium)
+    with hold(run, update=update, retry=retry):
+        yield run
 
-    Without a ``medium`` the run reads what its output or its input holds.
+
+@contextlib.contextmanager
+def hold(run: Run, *, update: bool, retry: Sequence[str]) -> Iterator[None]:
+    """Checks storage, takes the lock and prepares a run; on leaving, says how it ended.
 
     Raises:
         ConfigError: something is wrong before any work has started.
         JobError: the work failed.
     """
-    storage = Storage(storage_options(config))
-    source, root = canonical_uri(input), canonical_uri(output)
+    storage, source, root = run.storage, canonical_uri(run.input), run.paths.root
     if source == root:
         raise ConfigError(f"INPUT and OUTPUT are the same folder: {root}")
     check_retry(retry)
-    run = Run(job, input, config, storage, OutputPaths(root), reporter, medium)
     with contextlib.ExitStack() as stack:
         stack.enter_context(discarding_empty(root))
         storage.check_writable(root)
-        if not storage.exists(OutputPaths(root).run) or update:
-            storage.check_readable(input if split_signature(input)[1] else source)
+        if not storage.exists(run.paths.run) or update:
+            storage.check_readable(run.input if split_signature(run.input)[1] else source)
         stack.enter_context(OutputLock(storage, run.paths.lock, run.run_id))
         run.prepare(update=update, retry=retry)
         try:
-            yield run
+            yield
         except KeyboardInterrupt:
             run.write_end(STATE_STOPPED)
             raise

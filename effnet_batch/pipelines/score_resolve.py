@@ -3,9 +3,9 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
-from effnet_batch.config import ScoreConfig
+from effnet_batch.config import RescoreConfig, ScoreConfig
 from effnet_batch.errors import ConfigError
 from effnet_batch.fingerprint import Fingerprint
 from effnet_batch.media.faces import MODEL_SHA256
@@ -63,39 +63,39 @@ class ResolvedScoring(Resolution):
     @functools.cached_property
     def fingerprint(self) -> Fingerprint:
         """What determines the numbers."""
+        return Fingerprint(self._numbers())
+
+    def _numbers(self) -> dict[str, Any]:
         wants_faces = any(view.faces for view in map(self.view, self.checkpoints))
-        return Fingerprint(
-            {
-                "job": "score",
-                "checkpoints": [one.fingerprint_fields for one in self.checkpoints],
-                "thresholds": dataclasses.asdict(self.thresholds),
-                "max_frames": self.max_frames,
-                "min_frames": self.min_frames,
-                "segment_seconds": self.segment_seconds,
-                "face_model_sha256": MODEL_SHA256 if wants_faces else None,
-                "engine": self.engine.name,
-                "precision": self.engine.precision,
-                **({"embeddings": self.frames_dtype} if self.frames_dtype else {}),
-            }
-        )
+        return {
+            "job": "score",
+            "checkpoints": [one.fingerprint_fields for one in self.checkpoints],
+            "thresholds": dataclasses.asdict(self.thresholds),
+            "max_frames": self.max_frames,
+            "min_frames": self.min_frames,
+            "segment_seconds": self.segment_seconds,
+            "face_model_sha256": MODEL_SHA256 if wants_faces else None,
+            "engine": self.engine.name,
+            "precision": self.engine.precision,
+            **({"embeddings": self.frames_dtype} if self.frames_dtype else {}),
+        }
 
     @property
     def frames(self) -> dict[str, dict[str, Any]]:
         """What stored frame embeddings depend on, by digest."""
         if self.frames_dtype is None:
             return {}
-        found = map(self.frame_fingerprint, self.checkpoints)
+        found = [self.frame_fingerprint(one, self.frames_dtype) for one in self.checkpoints]
         return {fingerprint.digest: fingerprint.to_dict() for fingerprint in found}
 
-    def frame_fingerprint(self, checkpoint: ResolvedCheckpoint) -> Fingerprint:
-        """Returns what the stored frame embeddings of a checkpoint's encoder depend on."""
-        assert self.frames_dtype is not None
+    def frame_fingerprint(self, checkpoint: ResolvedCheckpoint, dtype: str) -> Fingerprint:
+        """Returns what embeddings of a checkpoint's encoder depend on, stored as ``dtype``."""
         return frame_fingerprint(
             checkpoint.fingerprint_fields["encoder_sha256"],
             checkpoint.info.preprocessing,
             self.view(checkpoint),
             self.engine,
-            self.frames_dtype,
+            dtype,
         )
 
     @property
@@ -113,7 +113,7 @@ class ResolvedScoring(Resolution):
         )
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "ResolvedScoring":
+    def from_dict(cls, values: dict[str, Any]) -> Self:
         """Rebuilds what `to_dict` returned."""
         checkpoints = tuple(
             ResolvedCheckpoint(
@@ -135,7 +135,7 @@ class ResolvedScoring(Resolution):
         )
 
 
-def load_checkpoints(config: ScoreConfig) -> list[Checkpoint]:
+def load_checkpoints(config: ScoreConfig | RescoreConfig) -> list[Checkpoint]:
     """Loads the checkpoints of the settings; those behind a URL come as other objects do.
 
     Raises:
@@ -159,22 +159,12 @@ def resolve_scoring(config: ScoreConfig) -> ResolvedScoring:
     choice = choose_engine(config.engine)
     loaded = load_checkpoints(config)
     try:
-        infos = [_laid_over(one.info, config) for one in loaded]
-        thresholds = _thresholds([info.thresholds for info in infos], config)
         for checkpoint in loaded:
             check_runs(checkpoint.model.encoder, checkpoint.info.preprocessing, choice)
+        checkpoints = resolve_checkpoints(loaded, config)
         resolved = ResolvedScoring(
-            checkpoints=tuple(
-                ResolvedCheckpoint(
-                    source=one.source,
-                    sha256=one.sha256,
-                    fingerprint_fields=dataclasses.replace(one, info=info).fingerprint_fields(),
-                    info=info,
-                    notes=_notes(one, info),
-                )
-                for one, info in zip(loaded, infos, strict=True)
-            ),
-            thresholds=thresholds,
+            checkpoints=checkpoints,
+            thresholds=resolve_thresholds(checkpoints, config),
             max_frames=config.sampling.max_frames,
             min_frames=config.sampling.min_frames,
             segment_seconds=config.sampling.segment_seconds,
@@ -187,6 +177,28 @@ def resolve_scoring(config: ScoreConfig) -> ResolvedScoring:
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return resolved
+
+
+def resolve_checkpoints(
+    loaded: Sequence[Checkpoint], config: ScoreConfig
+) -> tuple[ResolvedCheckpoint, ...]:
+    """Returns how checkpoints are run, with the user's settings over their own.
+
+    Raises:
+        ConfigError: settings that do not go with a checkpoint.
+        ValueError: a value out of range.
+    """
+    infos = [_laid_over(one.info, config) for one in loaded]
+    return tuple(
+        ResolvedCheckpoint(
+            source=one.source,
+            sha256=one.sha256,
+            fingerprint_fields=dataclasses.replace(one, info=info).fingerprint_fields(),
+            info=info,
+            notes=_notes(one, info),
+        )
+        for one, info in zip(loaded, infos, strict=True)
+    )
 
 
 def _laid_over(info: CheckpointInfo, config: ScoreConfig) -> CheckpointInfo:
@@ -209,12 +221,19 @@ def _laid_over(info: CheckpointInfo, config: ScoreConfig) -> CheckpointInfo:
     )
 
 
-def _thresholds(own: Sequence[Thresholds], config: ScoreConfig) -> Thresholds:
-    """Returns the user's thresholds, else the checkpoints' if they agree."""
+def resolve_thresholds(
+    checkpoints: Sequence[ResolvedCheckpoint], config: ScoreConfig
+) -> Thresholds:
+    """Returns the user's thresholds, else the checkpoints' if they agree.
+
+    Raises:
+        ConfigError: they do not.
+        ValueError: a value out of range.
+    """
     given = config.thresholds
     wanted = {"fake": given.fake_threshold, "no_forgery_found": given.no_forgery_threshold}
     changes: dict[str, Any] = {name: value for name, value in wanted.items() if value is not None}
-    results = {dataclasses.replace(one, **changes) for one in own}
+    results = {dataclasses.replace(one.info.thresholds, **changes) for one in checkpoints}
     if len(results) > 1:
         raise ConfigError(
             "the checkpoints have different thresholds; give --fake-threshold and "

@@ -57,7 +57,7 @@ def build_scorer(task: ScoreTask) -> Scorer:
         FingerprintError: the checkpoints on this node are not those of the run.
     """
     torch.set_num_threads(1)
-    resolved = task.resolved
+    resolved, dtype = task.resolved, task.resolved.frames_dtype
     members = []
     for loaded, wanted in zip(load_checkpoints(task.config), resolved.checkpoints, strict=True):
         check_sha256(wanted.info.name, loaded.sha256, wanted.sha256)
@@ -67,7 +67,7 @@ def build_scorer(task: ScoreTask) -> Scorer:
                 view=resolved.view(wanted),
                 model=loaded.model,
                 encoder=build_encoder(loaded.model.encoder, wanted.info.preprocessing, task),
-                frames=resolved.frame_fingerprint(wanted).digest if resolved.frames_dtype else "",
+                frames=resolved.frame_fingerprint(wanted, dtype).digest if dtype else "",
             )
         )
     return Scorer(

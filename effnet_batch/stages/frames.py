@@ -1,17 +1,21 @@
 """Frame embeddings as rows: from what was encoded to what is stored, and back."""
 
+import dataclasses
+import itertools
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from effnet_batch.media.sampling import find_clips
+from effnet_batch.media.tracks import Box
 from effnet_batch.models.sequence import Embeddings
 from effnet_batch.schema import frames_schema
 from effnet_batch.stages.look import Segment
-from effnet_batch.stages.show import View
+from effnet_batch.stages.show import Shot, View
 
 _SPOOL_BYTES: Final = 16 << 20
 """Bytes of frame rows of one video that stay in memory; more go to a file without a name."""
@@ -79,6 +83,76 @@ class FrameSpool:
     def close(self) -> None:
         """Gives memory and file back."""
         self._file.close()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StoredSegment:
+    """The rows of a segment of one video as one encoder saw it."""
+
+    record_id: str
+    fingerprint: str
+    number: int
+    """Of the segment in the video."""
+    rows: pa.Table
+    """Of `schema.frames_schema`."""
+
+    @property
+    def embeddings(self) -> Embeddings:
+        """float32 [N, D], one per row."""
+        values = pc.list_flatten(self.rows["embedding"].combine_chunks())
+        vectors = values.to_numpy(zero_copy_only=False).reshape(self.rows.num_rows, -1)
+        return np.asarray(vectors, np.float32)
+
+    def seen(self, longest: int | None, embeddings: list[Embeddings]) -> Segment:
+        """Returns the segment as a model saw it that sees at most ``longest`` frames together.
+
+        Args:
+            longest: None for any number.
+            embeddings: float32 [N, D] each, one per encoder that saw the segment.
+        """
+        names = ("track", "frame_index", "pts_seconds", *_EDGES, "face_score")
+        columns = [self.rows[name].to_pylist() for name in names]
+        shots = []
+        for track, index, pts, left, top, right, bottom, score in zip(*columns, strict=True):
+            box = None
+            if left is not None:
+                box = Box(left=left, top=top, right=right, bottom=bottom, score=score)
+            shots.append(Shot(track, index, pts, box))
+        clips: dict[tuple[int, int, int], list[int]] = {}
+        places = zip(
+            self.rows["clips"].to_pylist(), self.rows["clip_steps"].to_pylist(), strict=True
+        )
+        for position, (numbers, steps) in enumerate(places):
+            for number, step in zip(numbers, steps, strict=True):
+                cut = step // longest if longest else 0
+                clips.setdefault((shots[position].track, number, cut), []).append(position)
+        return Segment(
+            expected=[],
+            read=[],
+            shots=shots,
+            clips=[(key[0], np.array(clip, np.int64)) for key, clip in sorted(clips.items())],
+            embeddings=embeddings,
+        )
+
+
+def stored_segments(tables: Iterable[pa.Table]) -> Iterator[StoredSegment]:
+    """Joins rows of `schema.frames_schema` to segments; one at a time is held."""
+    key: tuple[str, str, int] | None = None
+    gathered: list[pa.Table] = []
+    for table in tables:
+        names = ("record_id", "fingerprint", "segment")
+        keys = list(zip(*(table[name].to_pylist() for name in names), strict=True))
+        start = 0
+        for mine, group in itertools.groupby(keys):
+            length = sum(1 for _ in group)
+            if key is not None and mine != key:
+                yield StoredSegment(*key, pa.concat_tables(gathered))
+                gathered = []
+            key = mine
+            gathered.append(table.slice(start, length))
+            start += length
+    if key is not None:
+        yield StoredSegment(*key, pa.concat_tables(gathered))
 
 
 def _frame_table(

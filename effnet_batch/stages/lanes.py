@@ -13,6 +13,7 @@ from effnet_batch.stages.read import Item
 _MAX_BATCH_BYTES: Final = 64 << 20
 """Encoded bytes after which a batch is full, so that few very large images wait at once."""
 
+_Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
@@ -32,6 +33,16 @@ class StageClock:
         finally:
             with self._lock:
                 self.seconds[stage] += time.perf_counter() - start
+
+    def measure_each(self, items: Iterable[_Item], stage: str) -> Iterator[_Item]:
+        """Passes items on, adding the seconds that each takes to come to a stage."""
+        stream = iter(items)
+        while True:
+            with self.measure(stage):
+                item = next(stream, None)
+            if item is None:
+                return
+            yield item
 
 
 def run_lanes(

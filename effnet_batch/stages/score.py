@@ -41,10 +41,10 @@ class Member:
     """What it is shown."""
     model: SequenceClassifier
     """Judges clips of embeddings; on the CPU."""
-    encoder: Encoder
-    """Runs the model's encoder."""
+    encoder: Encoder | None
+    """Runs the model's encoder; None where embeddings are stored."""
     frames: str = ""
-    """Fingerprint of the encoder's embeddings where they are stored."""
+    """Fingerprint of the encoder's embeddings where they are stored, or are to be."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -188,7 +188,11 @@ class ViewTracks:
     @property
     def encoders(self) -> list[tuple[Preprocessing, Encoder]]:
         """What encodes for the members, in their order."""
-        return [(member.info.preprocessing, member.encoder) for member in self.members]
+        return [
+            (member.info.preprocessing, member.encoder)
+            for member in self.members
+            if member.encoder is not None
+        ]
 
     def take(self, segment: Segment, clock: StageClock, *, num_crops: int = 0) -> None:
         """Lets the members judge a segment, whose embeddings are in their order.

@@ -8,7 +8,7 @@ run where none is.
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +32,6 @@ from effnet_batch.stages.lanes import StageClock
 ALL: Final = "all"
 LARGEST: Final = "largest"
 WHICH_FACES: Final = (ALL, LARGEST)
-
-_T = TypeVar("_T")
 
 
 class Reader(Protocol):
@@ -174,7 +172,7 @@ def show(
             assert face_model is not None
             detect = _detector(face_model, view.faces, view.which_faces)
             pictures = _faces(reader, indices, detect, view.faces, viewing.recipes, read, shots)
-        yield from _together(_timed(pictures, clock), viewing.num_together)
+        yield from _together(clock.measure_each(pictures, "decode"), viewing.num_together)
         yield Stretch(indices.tolist(), read, shots, _clips(taken, indices, shots))
 
 
@@ -255,14 +253,3 @@ def _clips(taken: Sample, indices: Indices, shots: list[Shot]) -> list[tuple[int
         if len(positions):
             clips.append((track, positions.astype(np.int64)))
     return clips
-
-
-def _timed(items: Iterable[_T], clock: StageClock) -> Iterator[_T]:
-    """Passes items on, adding the time that each takes to come to ``decode``."""
-    stream = iter(items)
-    while True:
-        with clock.measure("decode"):
-            item = next(stream, None)
-        if item is None:
-            return
-        yield item

@@ -1,0 +1,11 @@
+"""Judges videos again by their stored frames: what `ray job submit` runs on a cluster.
+
+python jobs/rescore_videos.py --config jobs/rescore_videos.toml
+"""
+
+import sys
+
+from effnet_batch.cli import main
+
+if __name__ == "__main__":
+    main(["rescore", *sys.argv[1:]])
