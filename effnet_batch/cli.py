@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from effnet_batch import __version__
+from effnet_batch.cli_cluster import cluster
 from effnet_batch.cli_command import (
     EXIT_COMPLETE,
     EXIT_FAILED,
@@ -18,7 +19,15 @@ from effnet_batch.cli_options import config_options, storage_flags
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="effnet-batch")
-def main() -> None:
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    envvar="EFFNET_BATCH_LOG_FORMAT",
+    help="Lines for people, or a JSON object a line for log collectors.",
+)
+def main(log_format: str) -> None:
     """Batch jobs with EfficientNet on Ray: images to vectors, videos to verdicts, in Parquet.
 
     \b
@@ -373,3 +382,6 @@ def checkpoints(console: Console) -> None:
     from effnet_batch.models.listing import checkpoint_rows
 
     console.table(*checkpoint_rows())
+
+
+main.add_command(cluster)

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+import click
+
 from effnet_batch.cli_console import Console
 from effnet_batch.cli_noise import quiet_stderr
 
@@ -33,7 +35,8 @@ def command(function: Callable[..., int | None]) -> Callable[..., None]:
         if isinstance(sys.stdout, io.TextIOWrapper):
             # A name that the terminal's encoding cannot say must not cost the whole table.
             sys.stdout.reconfigure(errors="backslashreplace")
-        with quiet_stderr() as stream, Console(stream=stream) as console:
+        is_json = click.get_current_context().find_root().params.get("log_format") == "json"
+        with quiet_stderr() as stream, Console(stream=stream, is_json=is_json) as console:
             try:
                 code = function(*args, console=console, **kwargs)
             except KeyboardInterrupt:

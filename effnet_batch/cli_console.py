@@ -6,6 +6,7 @@ summary, tables) to standard output, so that ``effnet-batch status OUTPUT > file
 """
 
 import datetime
+import json
 import math
 import os
 import sys
@@ -22,6 +23,13 @@ FIRST_INTERVAL_SECONDS: Final = 5.0
 
 LAST_INTERVAL_SECONDS: Final = 300.0
 """Each interval is twice the one before, up to this; a day's job writes some 300 lines."""
+
+_LEVELS: Final = {
+    "info": ("", ""),
+    "warning": ("Warning: ", "yellow"),
+    "error": ("Error: ", "bold red"),
+}
+"""What a line begins with, and its style on a terminal."""
 
 
 class Console:
@@ -42,6 +50,7 @@ class Console:
         results: TextIO | None = None,
         is_terminal: bool | None = None,
         is_quiet: bool = False,
+        is_json: bool = False,
         unit: str = "records",
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime.datetime] = lambda: datetime.datetime.now().astimezone(),
@@ -53,6 +62,7 @@ class Console:
             results: where summaries and tables go; standard output by default.
             is_terminal: whether ``stream`` can move its cursor; asked of the stream by default.
             is_quiet: leave out progress and messages; warnings and results stay.
+            is_json: every line, result and row of a table is a JSON object, for log collectors.
             unit: what is counted, in the plural.
             clock: seconds that only grow, for the intervals of the plain lines.
             now: the wall clock, for the dates of the plain lines.
@@ -61,8 +71,9 @@ class Console:
         self._results = sys.stdout if results is None else results
         if is_terminal is None:
             is_terminal = self._stream.isatty() and os.environ.get("TERM") != "dumb"
-        self._is_terminal = is_terminal
+        self._is_terminal = is_terminal and not is_json
         self._is_quiet = is_quiet
+        self._is_json = is_json
         self._unit = unit
         self._clock = clock
         self._now = now
@@ -126,7 +137,8 @@ class Console:
             self._interval_seconds = min(2 * self._interval_seconds, LAST_INTERVAL_SECONDS)
         self._next_line_seconds = self._clock() + self._interval_seconds
         self._last_line = line
-        self._write(line)
+        rates = {"records_per_second": records_per_second, "eta_seconds": eta_seconds}
+        self._write(line, facts={"done": done, "failed": failed, "total": total, **rates})
 
     def _draw(self, line: str, completed: int, total: int | None) -> None:
         from rich.console import Console as Terminal
@@ -158,17 +170,25 @@ class Console:
 
     def warning(self, text: str) -> None:
         """Says something that deserves attention although the job goes on."""
-        self._write(f"Warning: {text}", style="yellow")
+        self._write(text, level="warning")
 
     def error(self, text: str) -> None:
         """Says why the command failed."""
-        self._write(f"Error: {text}", style="bold red")
+        self._write(text, level="error")
 
-    def _write(self, text: str, style: str = "") -> None:
-        text = printable(text)
+    def _write(
+        self, text: str, *, level: str = "info", facts: Mapping[str, object] | None = None
+    ) -> None:
+        """Writes one line; ``facts`` are for readers of JSON only."""
+        text, stamp = printable(text), self._now()
+        if self._is_json:
+            line = {"time": stamp.isoformat(), "level": level, "message": text, **(facts or {})}
+            self._write_json(self._stream, line)
+            return
+        label, style = _LEVELS[level]
+        text = f"{label}{text}"
         if not self._is_terminal:
-            stamp = self._now().isoformat(sep=" ", timespec="seconds")
-            self._stream.write(f"{stamp}  {text}\n")
+            self._stream.write(f"{stamp.isoformat(sep=' ', timespec='seconds')}  {text}\n")
             self._stream.flush()
             return
         from rich.console import Console as Terminal
@@ -181,6 +201,12 @@ class Console:
             terminal = self._bar.console
         terminal.print(Text(text, style=style), soft_wrap=True)
 
+    @staticmethod
+    def _write_json(stream: TextIO, values: Mapping[str, object]) -> None:
+        known = {name: value for name, value in values.items() if value is not None}
+        stream.write(json.dumps(known, default=str) + "\n")
+        stream.flush()
+
     def summary(self, title: str, facts: Mapping[str, object]) -> None:
         """Ends the live line and prints named facts below a title, one a line.
 
@@ -189,6 +215,9 @@ class Console:
             facts: name to value; an int is printed with thousands separators, None left out.
         """
         self.close()
+        if self._is_json:
+            self._write_json(self._results, {"title": title, **facts})
+            return
         rows = [(name, _cell(value)) for name, value in facts.items() if value is not None]
         width = max((len(name) for name, _ in rows), default=0)
         lines = [title, *(f"  {name:<{width}}  {value}" for name, value in rows)]
@@ -198,6 +227,10 @@ class Console:
     def table(self, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Prints a table as aligned plain text, numbers to the right."""
         self.close()
+        if self._is_json:
+            for row in rows:
+                self._write_json(self._results, dict(zip(header, row, strict=True)))
+            return
         self._results.write(format_table(header, rows))
         self._results.flush()
 

@@ -18,7 +18,7 @@ from effnet_batch.config import (
 )
 from effnet_batch.errors import ConfigError
 
-_CONFIGS: dict[str, type[JobConfig]] = {
+CONFIGS: dict[str, type[JobConfig]] = {
     "embed": EmbedConfig,
     "manifest": ManifestConfig,
     "rescore": RescoreConfig,
@@ -37,7 +37,7 @@ def config_options(job: str) -> Callable[[Callable[..., Any]], Callable[..., Any
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        fields = _CONFIGS[job].settings()
+        fields = CONFIGS[job].settings()
 
         @functools.wraps(function)
         def run(**kwargs: Any) -> Any:

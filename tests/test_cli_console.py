@@ -2,6 +2,7 @@
 
 import datetime
 import io
+import json
 import re
 
 import pytest
@@ -172,3 +173,31 @@ def test_a_table_is_aligned() -> None:
         "efficientnet_b0   5,288,548   0.39\n"
         "resnet50         25,557,032      –\n"
     )
+
+
+def test_json_lines_say_the_same_to_log_collectors():
+    stream, results = io.StringIO(), io.StringIO()
+    console = Console(stream=stream, results=results, is_json=True, now=lambda: NOW)
+    console.message("two\nlines\x1b[31m")
+    console.warning("odd")
+    console.progress(done=3, failed=1, total=8, records_per_second=2.0)
+    console.summary("Complete", {"records": 4, "gone": None})
+    console.table(("name", "number"), [("a", 1), ("b", None)])
+    assert [json.loads(line) for line in stream.getvalue().splitlines()] == [
+        {"time": NOW.isoformat(), "level": "info", "message": "two\nlines\\x1b[31m"},
+        {"time": NOW.isoformat(), "level": "warning", "message": "odd"},
+        {
+            "time": NOW.isoformat(),
+            "level": "info",
+            "message": "4 of 8 records · 1 failed · 2.0/s",
+            "done": 3,
+            "failed": 1,
+            "total": 8,
+            "records_per_second": 2.0,
+        },
+    ]
+    assert [json.loads(line) for line in results.getvalue().splitlines()] == [
+        {"title": "Complete", "records": 4},
+        {"name": "a", "number": 1},
+        {"name": "b"},
+    ]

@@ -94,7 +94,7 @@ def room_of(module: str) -> str:
     parts = module.split(".")
     if parts[0] != PACKAGE or len(parts) == 1:
         return FACE
-    return "cli" if parts[1].startswith("cli_") else parts[1]
+    return "cli" if parts[1].startswith(("cli_", "__main__")) else parts[1]
 
 
 def module_of(path: Path) -> str:

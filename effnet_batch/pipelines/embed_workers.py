@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import queue
+import time
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ from effnet_batch.config import EmbedConfig
 from effnet_batch.media.image import DecodedImage, ImageLimits, decode_image
 from effnet_batch.media.isolation import IsolatedDecoder
 from effnet_batch.models.engine import Engine
+from effnet_batch.pipelines.metrics import publish_model_call
 from effnet_batch.pipelines.progress import UnitProgress
 from effnet_batch.pipelines.resolution import build_chosen_engine
 from effnet_batch.pipelines.resolve import Resolved, load_chosen
@@ -131,12 +133,17 @@ class EncodeWorker:
     def __init__(self, task: EmbedTask) -> None:
         self._task = task
         self._engine = build_worker_engine(task, num_streams=1)
+        self._idle_since = time.perf_counter()
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Returns the rows with the model's columns in place of ``frame``."""
+        started = time.perf_counter()
         size = self._task.resolved.preprocessing.image_size
         batch = DecodedBatch(table, _frames(table, size))
         rows = embed_batch(batch, self._engine, self._task.columns)
+        ended = time.perf_counter()
+        publish_model_call(ended - started, started - self._idle_since)
+        self._idle_since = ended
         return rows.append_column("unit", table["unit"]).append_column("place", table["place"])
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import ray
 import ray.exceptions
 
+from effnet_batch.pipelines.metrics import publish_records
 from effnet_batch.sink import num_failed
 
 _POLL_SECONDS: Final = 0.5
@@ -119,6 +120,7 @@ class UnitProgress:
 
     def count(self, table: pa.Table) -> None:
         """Takes finished rows; tells the board now and then."""
+        publish_records(table)
         before = self._num_records
         self._num_records += len(table)
         self._num_failed += num_failed(table)

@@ -3,6 +3,7 @@
 import abc
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 from collections.abc import Callable, Iterator
 from typing import Any, Final, TypeVar
@@ -17,6 +18,7 @@ from effnet_batch.models.backbone import Backbone
 from effnet_batch.models.engine import Engine, EngineChoice, build_engine, resolve_engine
 from effnet_batch.pipelines.run import Run
 from effnet_batch.pipelines.session import cluster_cpus_and_gpus, ray_session
+from effnet_batch.preflight import check_nodes, check_resources
 
 _PACKAGES: Final = (
     "effnet-batch",
@@ -90,6 +92,7 @@ def resolved_run(
     """
     with ray_session(config.group(ActorSettings).address) as is_own_machine:
         nodes = cluster_cpus_and_gpus()
+        _check_cluster(run, config, resolve, nodes)
         stored = run.stored_resolution()
         if stored is None:
             run.reporter.message("resolving model, weights and engine")
@@ -98,6 +101,24 @@ def resolved_run(
             resolved = restore(stored)
         run.begin(resolved.fingerprint, resolved.to_dict(), resolved.frames)
         yield resolved, nodes
+
+
+def _check_cluster(
+    run: Run, config: _Config, resolve: Callable[[_Config], _Resolved], nodes: Nodes
+) -> None:
+    """Checks what would otherwise fail in the middle of the work, or wait for ever."""
+    device = config.group(EngineSettings).device
+    has_gpu = any(gpus for _, gpus in nodes)
+    check_resources(nodes, needs_gpu=device == "cuda" or (has_gpu and device != "cpu"))
+    if len(nodes) < 2:
+        return
+    run.reporter.message("checking that every node can do this job")
+    # Any node can run this engine; what is asked is whether it can read what the model needs.
+    engine = {"device": "cpu", "engine": "torch", "precision": "fp32"}
+    plain = type(config).from_flat({**config.to_flat(), **engine})
+    signed = run.pending["fetch_uri"].slice(0, 1).to_pylist()
+    first = None if any(signed) else next(iter(run.pending["uri"].slice(0, 1).to_pylist()), None)
+    check_nodes(run.paths.root, first, run.storage, functools.partial(resolve, plain))
 
 
 def _resolve_on_worker(

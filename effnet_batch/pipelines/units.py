@@ -9,6 +9,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from effnet_batch.config import InputSettings, JobConfig
+from effnet_batch.pipelines.metrics import publish_receipt
 from effnet_batch.pipelines.resolution import Resolution
 from effnet_batch.schema import KIND_IMAGE
 from effnet_batch.sink import OutputPaths, PartWriter
@@ -88,9 +89,14 @@ def part_writer(
 
 
 def receipt(writer: PartWriter, clock: StageClock, stages: tuple[str, ...] = STAGES) -> pa.Table:
-    """Returns one row: what was committed and how long each of the measured stages took."""
-    seconds = {f"{stage}_seconds": float(clock.seconds[stage]) for stage in stages}
-    return pa.table({name: [value] for name, value in {**writer.totals, **seconds}.items()})
+    """Returns one row: what was committed and how long each of the measured stages took.
+
+    The same is published as metrics.
+    """
+    seconds = {stage: float(clock.seconds[stage]) for stage in stages}
+    publish_receipt(seconds, writer.totals["size_bytes"], clock.calls["model"])
+    named = {f"{stage}_seconds": value for stage, value in seconds.items()}
+    return pa.table({name: [value] for name, value in {**writer.totals, **named}.items()})
 
 
 def end_process() -> None:

@@ -18,10 +18,11 @@ _Result = TypeVar("_Result")
 
 
 class StageClock:
-    """Adds up the seconds that threads spend in each stage."""
+    """Adds up the seconds that threads spend in each stage, and how often they enter it."""
 
     def __init__(self) -> None:
         self.seconds: collections.defaultdict[str, float] = collections.defaultdict(float)
+        self.calls: collections.Counter[str] = collections.Counter()
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
@@ -33,6 +34,7 @@ class StageClock:
         finally:
             with self._lock:
                 self.seconds[stage] += time.perf_counter() - start
+                self.calls[stage] += 1
 
     def measure_each(self, items: Iterable[_Item], stage: str) -> Iterator[_Item]:
         """Passes items on, adding the seconds that each takes to come to a stage."""
