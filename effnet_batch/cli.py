@@ -15,6 +15,7 @@ from effnet_batch.cli_command import (
 from effnet_batch.cli_command import command as _command
 from effnet_batch.cli_console import Console, format_duration, format_size
 from effnet_batch.cli_options import config_options, storage_flags
+from effnet_batch.cli_plan import plan
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -385,3 +386,4 @@ def checkpoints(console: Console) -> None:
 
 
 main.add_command(cluster)
+main.add_command(plan)

@@ -3,7 +3,6 @@
 
 import datetime
 import sys
-import tomllib
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,7 +16,7 @@ from effnet_batch.cli_command import (
     command,
 )
 from effnet_batch.cli_console import Console, format_duration, printable
-from effnet_batch.cli_options import CONFIGS
+from effnet_batch.cli_options import CONFIGS, changes_option, parse_change
 from effnet_batch.config import load_toml
 from effnet_batch.errors import ConfigError
 
@@ -47,9 +46,7 @@ def cluster() -> None:
 @click.option(
     "--config", metavar="FILE.toml", help="Settings of the job, which name its input and output."
 )
-@click.option(
-    "--set", "changes", metavar="KEY=VALUE", multiple=True, help="Setting that wins over the file."
-)
+@changes_option
 @_address
 @click.option("--wait", is_flag=True, help="Show the job's log and exit with its exit code.")
 @click.option(
@@ -93,7 +90,7 @@ def submit(
     """
     if retries and not wait:
         raise click.UsageError("--retries needs --wait")
-    settings = {**(load_toml(config) if config else {}), **dict(map(_parsed, changes))}
+    settings = {**(load_toml(config) if config else {}), **dict(map(parse_change, changes))}
     job_input, job_output = (_taken(settings, name) for name in ("input", "output"))
     CONFIGS[job].from_flat(settings)  # a mistake is said here, not by a job an hour later
     from effnet_batch.submission import JobCluster
@@ -219,17 +216,6 @@ def _row(found: "Submission") -> tuple[object, ...]:
 def _print(text: str) -> None:
     sys.stdout.write(printable(text.expandtabs()))
     sys.stdout.flush()
-
-
-def _parsed(change: str) -> tuple[str, Any]:
-    """Splits ``key=value``; the value is TOML, or a text that needs no quotes."""
-    key, separator, text = change.partition("=")
-    if not separator or not key.isidentifier():
-        raise click.UsageError(f"--set takes KEY=VALUE, got {change!r}")
-    try:
-        return key, tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key, text
 
 
 def _taken(settings: dict[str, Any], name: str) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import tomllib
 from collections.abc import Callable
 from typing import Any
 
@@ -73,6 +74,22 @@ def _place(name: str, argument: str | None, in_file: object) -> str:
             f"file of --config"
         )
     return place
+
+
+changes_option = click.option(
+    "--set", "changes", metavar="KEY=VALUE", multiple=True, help="Setting that wins over the file."
+)
+
+
+def parse_change(change: str) -> tuple[str, Any]:
+    """Splits ``key=value``; the value is TOML, or a text that needs no quotes."""
+    key, separator, text = change.partition("=")
+    if not separator or not key.isidentifier():
+        raise click.UsageError(f"--set takes KEY=VALUE, got {change!r}")
+    try:
+        return key, tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, text
 
 
 def storage_flags(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,0 +1,99 @@
+# ruff: noqa: D301  click reads \b in a docstring as "keep these lines as they are"
+"""The command ``effnet-batch plan``: what a job will cost, before it is run."""
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from effnet_batch.cli_command import command
+from effnet_batch.cli_console import Console, format_duration, format_rate, format_size
+from effnet_batch.cli_options import CONFIGS, changes_option, parse_change
+from effnet_batch.config import load_toml
+
+if TYPE_CHECKING:
+    from effnet_batch.plan import Costs, Forecast
+
+
+@click.command()
+@click.argument("input", required=False)
+@click.option("--config", metavar="FILE.toml", help="Settings of the job.")
+@changes_option
+@click.option(
+    "--job",
+    type=click.Choice(["embed", "score"]),
+    help="Which job; default: score where the settings name a checkpoint, else embed.",
+)
+@click.option(
+    "--sources", type=click.IntRange(min=1), default=64, show_default=True, help="Sources to run."
+)
+@click.option("--cpus", type=click.FloatRange(min=1), help="CPUs of a cluster without GPUs.")
+@click.option("--gpus", type=click.IntRange(min=1), help="GPUs of a cluster.")
+@click.option("--cpus-per-gpu", type=click.FloatRange(min=1), help="Its CPUs for each GPU.")
+@click.option("--price-per-hour", type=click.FloatRange(min=0), help="Of that whole cluster.")
+@command
+def plan(
+    input: str | None,
+    config: str | None,
+    changes: tuple[str, ...],
+    job: str | None,
+    sources: int,
+    cpus: float | None,
+    gpus: int | None,
+    cpus_per_gpu: float | None,
+    price_per_hour: float | None,
+    console: Console,
+) -> None:
+    """Run a sample of INPUT here, and say what the whole job takes on this machine and elsewhere.
+
+    Nothing is written. Where the model shall run on GPUs, this machine must have one of their kind.
+
+    \b
+    effnet-batch plan photos/ --set model=efficientnet_b4 --cpus 64 --price-per-hour 2.50
+    effnet-batch plan --config jobs/score_videos.toml --gpus 8 --cpus-per-gpu 12
+    """
+    if (gpus is None) != (cpus_per_gpu is None) or (gpus and cpus):
+        raise click.UsageError("a cluster is described by --cpus, or by --gpus and --cpus-per-gpu")
+    settings = {**(load_toml(config) if config else {}), **dict(map(parse_change, changes))}
+    settings.pop("output", None)
+    place = settings.pop("input", None) if input is None else input
+    if not isinstance(place, str):
+        raise click.UsageError("INPUT is missing; name it on the command line or in the file")
+    job = job or ("score" if settings.get("checkpoint") else "embed")
+    parsed = CONFIGS[job].from_flat(settings)
+    from effnet_batch.plan import Machines, local_machines
+    from effnet_batch.plan import plan as run_plan
+
+    found = run_plan(place, config=parsed, sample=sources, reporter=console)
+    described = None
+    if gpus is not None and cpus_per_gpu is not None:
+        described = Machines(cpus=gpus * cpus_per_gpu, gpus=gpus, price_per_hour=price_per_hour)
+    elif cpus is not None:
+        described = Machines(cpus=cpus, price_per_hour=price_per_hour)
+    facts: dict[str, Any] = {
+        "sources": found.num_sources,
+        "records": found.num_records,
+        "output": format_size(found.output_bytes),
+        **_cost_facts(found.costs),
+        **_facts("this machine", found.on(local_machines(found.costs))),
+    }
+    if described is not None:
+        facts |= _facts(f"{described.cpus:g} CPUs, {described.gpus:g} GPUs", found.on(described))
+    console.summary(f"{job} of {place}, from {found.costs.num_sources:,} sources", facts)
+
+
+def _cost_facts(costs: "Costs") -> dict[str, str]:
+    """Returns what a record costs in each stage."""
+    model = "GPU" if costs.uses_gpu else "CPU"
+    units = {"read": "waiting", "decode": "CPU", "model": model, "write": "CPU"}
+    return {
+        f"  {stage} per record": f"{1000 * costs.stage_seconds[stage]:.1f} ms {unit}"
+        for stage, unit in units.items()
+    }
+
+
+def _facts(name: str, forecast: "Forecast") -> dict[str, str]:
+    price = "" if forecast.price is None else f", price {forecast.price:,.2f}"
+    return {
+        name: f"{format_rate(forecast.records_per_second)} records/s, "
+        f"{format_duration(forecast.hours * 3600)}{price}; the bottleneck is {forecast.bottleneck}"
+    }
