@@ -40,20 +40,20 @@ class Site:
     s3: S3Server
     folder: Path
 
-    def config(self, output: str, **changes: object) -> Path:
-        """Write a settings file of the embedding job."""
+    def config(self, name: str, **changes: object) -> Path:
+        """Write a settings file of the embedding job; its output has the name."""
         settings = {
-            "input": f"s3://{self.s3.bucket}/cluster/in",
-            "output": self.uri(output),
+            "input": self.uri("in"),
+            "output": self.uri(name),
             "rows_per_part": ROWS_PER_PART,
             **{
-                name.replace("-", "_"): int(value) if value.isdigit() else value
-                for name, value in (flag[2:].split("=") for flag in FAST_MODEL)
+                flag.replace("-", "_"): int(value) if value.isdigit() else value
+                for flag, value in (each[2:].split("=") for each in FAST_MODEL)
             },
             **changes,
         }
-        path = self.folder / f"{output}.toml"
-        path.write_text("".join(f"{k} = {json.dumps(v)}\n" for k, v in settings.items()))
+        path = self.folder / f"{name}.toml"
+        path.write_text("".join(f"{key} = {json.dumps(each)}\n" for key, each in settings.items()))
         return path
 
     def uri(self, output: str) -> str:
@@ -236,6 +236,16 @@ def test_workers_actors_and_nodes_may_die(site):
     assert four.processes()
 
 
+@pytest.fixture
+def good_nodes(site: Site) -> Iterator[None]:
+    """The cluster's own nodes; those that a test adds are ended with it."""
+    number = len(site.nodes.nodes)
+    yield
+    for node in site.nodes.nodes[number:]:
+        node.kill()
+
+
+@pytest.mark.usefixtures("good_nodes")
 def test_nodes_that_cannot_do_the_job_are_named(site):
     """Checks before work: a node without storage, one with another PyTorch, one without the folder.
 
@@ -248,10 +258,10 @@ def test_nodes_that_cannot_do_the_job_are_named(site):
     torch = site.folder / "old" / "torch-1.0.0.dist-info"
     torch.mkdir(parents=True)
     (torch / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 1.0.0\n")
-    bad = site.nodes.add_workers(1, AWS_ENDPOINT_URL="http://127.0.0.1:1")
-    bad += site.nodes.add_workers(1, PYTHONPATH=str(torch.parent))
+    site.nodes.add_workers(1, AWS_ENDPOINT_URL="http://127.0.0.1:1")
+    site.nodes.add_workers(1, PYTHONPATH=str(torch.parent))
     mount = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {shared} && exec "$@"', "sh"]
-    bad += site.nodes.add_workers(1, prefix=mount)
+    site.nodes.add_workers(1, prefix=mount)
 
     remote = site.config("refused")
     local = site.config("local", input=str(shared / "in"), output=str(shared / "out"))
@@ -262,8 +272,6 @@ def test_nodes_that_cannot_do_the_job_are_named(site):
     ]
     codes = [site.run("wait", each).returncode for each in ids]
     logs = [site.run("logs", each).stdout for each in ids]
-    for node in bad:
-        node.kill()
     assert codes == [2, 2, 2], logs
     assert "Error: 2 of 6 nodes cannot do this job" in logs[0]
     assert re.search(r"node \S+ \(\w{8}\): cannot read the output: .*127.0.0.1:1", logs[0])
