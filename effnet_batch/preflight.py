@@ -19,6 +19,7 @@ import ray.exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from effnet_batch.errors import ConfigError, EffnetBatchError, FetchError, StorageError
+from effnet_batch.sink import OutputPaths
 from effnet_batch.storage import Storage, join, redact, scheme_of
 from effnet_batch.storage.uris import LOCAL, WEB_SCHEMES
 
@@ -34,8 +35,10 @@ class Errand:
     """What a node is asked to do."""
 
     storage: Storage
-    folder: str
-    """In the output; holds ``nonce``, and one answer per node."""
+    output: str
+    """Root of the output."""
+    stem: str
+    """What the names of the nonce, ``{stem}-nonce``, and of the nodes' answers begin with."""
     nonce: bytes
     source: str | None
     """URI of a source to read; None where that shows nothing."""
@@ -83,16 +86,16 @@ def check_nodes(
     """
     if source is not None and scheme_of(source) in WEB_SCHEMES:
         source = None  # one dead host among many is a record
-    folder = join(output, f"_preflight-{secrets.token_hex(4)}")
+    stem = join(OutputPaths(output).tmp, f"preflight-{secrets.token_hex(4)}")
     nonce = secrets.token_hex(16).encode()
-    errand = Errand(storage=storage, folder=folder, nonce=nonce, source=source)
+    errand = Errand(storage=storage, output=output, stem=stem, nonce=nonce, source=source)
     nodes = {node["NodeID"]: node for node in _working_nodes()}
-    storage.write(join(folder, "nonce"), nonce)
+    storage.write(f"{stem}-nonce", nonce)
     try:
         answers = _ask(nodes, errand, load)
         missing = [each for each in answers if not _is_answered(errand, each)]
     finally:
-        storage.delete_many([join(folder, name) for name in ("nonce", *nodes)])
+        storage.delete_many([f"{stem}-{name}" for name in ("nonce", *nodes)])
     problems = {
         each: problem for each, answer in answers.items() if (problem := answer.problem) is not None
     }
@@ -178,7 +181,7 @@ def _run_errand(errand: Errand, node_id: str, load: Callable[[], object]) -> Ans
         load()
     except TimeoutError:
         problem = StorageError(
-            f"storage has not answered within {_STORAGE_SECONDS:g} s: {errand.folder}"
+            f"storage has not answered within {_STORAGE_SECONDS:g} s: {redact(errand.output)}"
         )
         return Answer(versions=found, problem=problem)
     except EffnetBatchError as error:
@@ -194,13 +197,12 @@ def _touch_storage(errand: Errand, node_id: str) -> None:
     Raises:
         StorageError: one of the two cannot be done here.
     """
-    output = errand.folder.rpartition("/")[0]
     try:
-        nonce = errand.storage.read(join(errand.folder, "nonce"))
-        errand.storage.write(join(errand.folder, node_id), nonce)
+        nonce = errand.storage.read(f"{errand.stem}-nonce")
+        errand.storage.write(f"{errand.stem}-{node_id}", nonce)
     except FetchError as error:
-        if scheme_of(output) == LOCAL and error.error_type == "FileNotFoundError":
-            raise _not_shared(output) from error
+        if scheme_of(errand.output) == LOCAL and error.error_type == "FileNotFoundError":
+            raise _not_shared(errand.output) from error
         raise StorageError(f"cannot read the output: {error}") from error
     except EffnetBatchError as error:
         raise StorageError(f"cannot use the output: {error}") from error
@@ -218,7 +220,7 @@ def _touch_storage(errand: Errand, node_id: str) -> None:
 
 def _is_answered(errand: Errand, node_id: str) -> bool:
     try:
-        return errand.storage.read(join(errand.folder, node_id)) == errand.nonce
+        return errand.storage.read(f"{errand.stem}-{node_id}") == errand.nonce
     except FetchError:
         return False
 

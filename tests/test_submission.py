@@ -279,8 +279,8 @@ def test_nodes_that_cannot_do_the_job_are_named(site):
     assert re.search(rf"node \S+ \(\w{{8}}\): does not share {shared}/out with", logs[1])
     assert "no node of the cluster has a CPU and a GPU" in logs[2]
     # Nothing is left behind.
-    assert not list(shared.glob("out/_preflight*"))
-    assert not [key for key in site.s3.keys("cluster/refused/") if "_preflight" in key]
+    assert not list(shared.rglob("*preflight*"))
+    assert not [key for key in site.s3.keys("cluster/refused/") if "preflight" in key]
 
 
 def test_rays_own_command_runs_the_job_of_the_readme(site):
