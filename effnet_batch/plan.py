@@ -130,16 +130,7 @@ def plan(
     """
     storage = Storage(storage_options(config))
     chosen = config.group(InputSettings)
-    sources = build_manifest(
-        input,
-        storage,
-        medium=_medium(config),
-        kind=chosen.kind,
-        image_column=chosen.image_column,
-        limit=chosen.limit,
-        sample=chosen.sample,
-        seed=chosen.seed,
-    )
+    sources = build_manifest(input, storage, medium=_medium(config), **dataclasses.asdict(chosen))
     taken = select_sources(sources, sample=sample, seed=chosen.seed)
     with tempfile.TemporaryDirectory(prefix="effnet-batch-plan-") as folder:
         manifest = str(Path(folder, "sample.parquet"))
