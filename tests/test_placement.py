@@ -117,7 +117,7 @@ def starved(asked: str, room: int, cluster: str) -> str:
         (
             CPU,
             [(8, 0)],
-            {"num_actors": 3},
+            {"num_actors": 3, "cpus_per_actor": 4.0},
             misfit("3 model actor(s) of 4 CPUs and 0 GPUs", 2, "8 CPUs and 0 GPUs"),
         ),
         (
