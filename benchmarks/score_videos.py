@@ -39,7 +39,7 @@ def main() -> None:
         print(f"encoding {_NUM_CLIPS} clips of {options.seconds} s", flush=True)
         _write_videos(folder / "videos", options.videos[1], options.seconds)
         checkpoint = str(folder / "checkpoint.safetensors")
-        _write_checkpoint(checkpoint)
+        write_checkpoint(checkpoint)
         contest = Contest(
             contestants=[
                 each
@@ -105,7 +105,7 @@ def _write_videos(folder: Path, count: int, seconds: int) -> None:
         (folder / f"{number:05}.mp4").hardlink_to(clips / f"{number % _NUM_CLIPS}.mp4")
 
 
-def _write_checkpoint(path: str) -> None:
+def write_checkpoint(path: str) -> None:
     torch.manual_seed(0)
     model = SequenceClassifier(SequenceConfig(architecture="efficientnet_b0")).eval()
     info = CheckpointInfo(
