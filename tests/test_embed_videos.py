@@ -151,11 +151,11 @@ def test_faces_make_the_vector_where_they_are_wanted(
     path = tmp_path / "yunet.onnx"
     path.write_bytes(face_model)
     monkeypatch.delenv(MODEL_VARIABLE, raising=False)
-    settings = {"faces": "yunet", "face_model": str(path), "sampling": "every_nth", "ratio": 40}
+    settings: dict[str, Any] = {"faces": "yunet", "face_model": str(path), "medium": "video"}
+    settings |= {"sampling": "every_nth", "ratio": 40, "dtype": "float16", "frames": True}
     out = str(tmp_path / "out")
-    effnet_batch.embed(
-        str(folder), out, medium="video", dtype="float16", frames=True, **settings, **MODEL
-    )
+    # Faces are looked for in tasks then.
+    effnet_batch.embed(str(folder), out, placement="split", **settings, **MODEL)
     rows = all_rows(tmp_path / "out")
     assert rows["pattern.webm"]["status"] == "no_face"
     assert {name: row["status"] for name, row in rows.items()} == {

@@ -2,7 +2,6 @@
 
 from effnet_batch.config.base import JobConfig, load_toml
 from effnet_batch.config.embed import (
-    ClusterSettings,
     EmbedConfig,
     LimitSettings,
     ManifestConfig,
@@ -11,6 +10,7 @@ from effnet_batch.config.embed import (
 )
 from effnet_batch.config.groups import (
     ActorSettings,
+    ClusterSettings,
     EngineSettings,
     InputSettings,
     MediumSettings,

@@ -5,7 +5,7 @@ from typing import Any
 
 from effnet_batch.config.base import JobConfig, setting
 from effnet_batch.config.groups import (
-    ActorSettings,
+    ClusterSettings,
     EngineSettings,
     InputSettings,
     MediumSettings,
@@ -24,7 +24,6 @@ _OF_ONE_MEDIUM = {
     "max_image_bytes": KIND_IMAGE,
     "top_k": KIND_IMAGE,
     "logits": KIND_IMAGE,
-    "placement": KIND_IMAGE,
 }
 """Settings that say nothing of the other medium."""
 
@@ -106,18 +105,6 @@ class OutputSettings:
     )
     rows_per_part: int | None = setting(
         None, "Sources per part; default: automatic, at most 5,000, of videos 64.", minimum=1
-    )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ClusterSettings(ActorSettings):
-    """Where the work of the embedding job runs."""
-
-    cpus_per_actor: float | None = setting(
-        None, "CPUs of one model actor; below 1 for split placement only.", minimum=0.01
-    )
-    placement: str = setting(
-        "auto", "Decode beside the model, or in tasks.", choices=("auto", "fused", "split")
     )
 
 

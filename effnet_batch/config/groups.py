@@ -77,3 +77,15 @@ class ActorSettings:
     num_actors: int | None = setting(None, "Model actors; default: fill the cluster.", minimum=1)
     cpus_per_actor: float | None = setting(None, "CPUs of one model actor.", minimum=1)
     gpus_per_actor: float | None = setting(None, "GPUs of one model actor.", minimum=0.01)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClusterSettings(ActorSettings):
+    """Where the work of a job runs that may decode apart from the model."""
+
+    cpus_per_actor: float | None = setting(
+        None, "CPUs of one model actor; below 1 for split placement only.", minimum=0.01
+    )
+    placement: str = setting(
+        "auto", "Decode beside the model, or in tasks.", choices=("auto", "fused", "split")
+    )

@@ -5,6 +5,7 @@ import dataclasses
 from effnet_batch.config.base import JobConfig, setting
 from effnet_batch.config.groups import (
     ActorSettings,
+    ClusterSettings,
     EngineSettings,
     InputSettings,
     StorageSettings,
@@ -97,7 +98,7 @@ class ScoreConfig(JobConfig):
     limits: VideoLimitSettings = dataclasses.field(default_factory=VideoLimitSettings)
     storage: StorageSettings = dataclasses.field(default_factory=StorageSettings)
     output: VideoOutputSettings = dataclasses.field(default_factory=VideoOutputSettings)
-    cluster: ActorSettings = dataclasses.field(default_factory=ActorSettings)
+    cluster: ClusterSettings = dataclasses.field(default_factory=ClusterSettings)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from effnet_batch.media.faces import MODEL_SHA256
 from effnet_batch.models.backbone import Backbone
 from effnet_batch.models.sequence import SequenceClassifier
 from effnet_batch.models.sequence_config import SequenceConfig
-from effnet_batch.pipelines.placement import FUSED, resolve_placement
+from effnet_batch.pipelines.placement import resolve_placement
 from effnet_batch.pipelines.resolution import resolved_run
 from effnet_batch.pipelines.resolve import Resolved, load, load_chosen, resolve
 from effnet_batch.pipelines.run import Run
@@ -99,7 +99,7 @@ class EmbedVideosTask(VideoTask):
 
 
 class EmbedVideosWorker(VideoWorker):
-    """Actor of the fused graph: reads, decodes, embeds and commits."""
+    """Actor that embeds videos and commits the vectors."""
 
     def __init__(self, task: EmbedVideosTask, board: Any) -> None:
         super().__init__(task, board)
@@ -131,9 +131,8 @@ def embed_videos(run: Run, config: EmbedConfig) -> None:
     """Embeds the pending videos of a run."""
     with resolved_run(run, config, resolve_videos, ResolvedVideos.from_dict) as (resolved, nodes):
         if run.pending.num_rows:
-            cluster = dataclasses.replace(config.cluster, placement=FUSED)
-            placement = resolve_placement(cluster, resolved.engine, nodes)
-            run_videos(run, config, resolved, placement, EmbedVideosTask, EmbedVideosWorker)
+            placement = resolve_placement(config.cluster, resolved.engine, nodes)
+            run_videos(run, config, resolved, placement, nodes, EmbedVideosTask, EmbedVideosWorker)
 
 
 def resolve_videos(config: EmbedConfig) -> ResolvedVideos:

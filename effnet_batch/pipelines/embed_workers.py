@@ -26,13 +26,13 @@ from effnet_batch.pipelines.metrics import publish_model_call
 from effnet_batch.pipelines.progress import UnitProgress
 from effnet_batch.pipelines.resolution import build_chosen_engine
 from effnet_batch.pipelines.resolve import Resolved, load_chosen
-from effnet_batch.pipelines.units import Task, end_process, part_writer, read_unit, receipt
+from effnet_batch.pipelines.units import Task, part_writer, read_unit, receipt
 from effnet_batch.schema import STATUS_OK
 from effnet_batch.stages.decode import Decode, DecodedBatch, decode_batch
 from effnet_batch.stages.embed import EmbeddingColumns, embed_batch, embed_items
 from effnet_batch.stages.lanes import StageClock
 from effnet_batch.stages.read import Item, OutageGuard
-from effnet_batch.stages.watchdog import Watchdog
+from effnet_batch.stages.watchdog import Watchdog, end_process
 from effnet_batch.storage import Storage, StorageOptions
 
 _MIN_ROWS_PER_BLOCK: Final = 64

@@ -23,13 +23,22 @@ Graph = Callable[[ray.data.Dataset, Any], ray.data.Dataset]
 """From a dataset of units, a block each, and the progress board to one of receipts."""
 
 
-def actor_arguments(placement: Placement) -> dict[str, Any]:
-    """Returns the arguments of `map_batches` for the pool of model actors."""
+def actor_arguments(placement: Placement, num_calls: int = 1) -> dict[str, Any]:
+    """Returns the arguments of `map_batches` for the pool of model actors.
+
+    Args:
+        placement: size of the pool and of its actors.
+        num_calls: how often an actor is called at once.
+    """
     return {
         "batch_size": None,
         "batch_format": "pyarrow",
         "zero_copy_batch": True,
-        "compute": ray.data.ActorPoolStrategy(size=placement.num_actors),
+        "compute": ray.data.ActorPoolStrategy(
+            size=placement.num_actors,
+            max_concurrent_calls_per_actor=num_calls,
+            enable_true_multi_threading=num_calls > 1,
+        ),
         "num_cpus": placement.cpus_per_actor,
         # Beside `num_gpus` Ray insists on a number of rows per call, to which it cuts and joins
         # blocks; here a call takes a block as it was made.
@@ -41,14 +50,14 @@ def actor_arguments(placement: Placement) -> dict[str, Any]:
     }
 
 
-def actor_graph(worker: type, task: Task, placement: Placement) -> Graph:
-    """Returns the graph of one step: an actor does all that is to be done with a unit."""
+def actor_graph(worker: type, task: Task, placement: Placement, *, num_calls: int = 1) -> Graph:
+    """Returns the graph of one step: an actor does, or has done, all there is to do with a unit."""
 
     def graph(units: ray.data.Dataset, board: Any) -> ray.data.Dataset:
         return units.map_batches(
             worker,
             fn_constructor_kwargs={"task": task, "board": board},
-            **actor_arguments(placement),
+            **actor_arguments(placement, num_calls),
         )
 
     return graph

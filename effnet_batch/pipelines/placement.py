@@ -1,6 +1,7 @@
 """Where the actors of a job run, with every ``auto`` resolved."""
 
 import dataclasses
+import math
 from typing import Final
 
 from effnet_batch.config import ActorSettings, ClusterSettings
@@ -16,6 +17,10 @@ _MAX_CPUS_BESIDE_FUSED_GPU: Final = 4
 """Beyond this, the lanes of one process wait for each other more than they decode."""
 _CPUS_BESIDE_GPU: Final = 0.25
 """What an actor that runs a GPU asks of its node's CPUs by default: decoders need the others."""
+_SPARE_LANES: Final = 2
+"""Videos that wait for a CPU, so that none waits for a video."""
+_MOST_LANES: Final = 64
+"""Threads of an actor, which wait for each other's interpreter lock."""
 _GRAINS: Final = 10_000
 
 
@@ -91,6 +96,17 @@ def resolve_placement(
             "--placement fused, or add CPUs"
         )
     return Placement(mode, wanted, cpus, gpus)
+
+
+def num_decoding_lanes(placement: Placement, nodes: list[tuple[float, float]]) -> int:
+    """Returns how many videos an actor of a split graph has decoded at once.
+
+    Args:
+        placement: bounded; split.
+        nodes: CPUs and GPUs of every node.
+    """
+    cpus = sum(cpus for cpus, _ in nodes) - placement.num_actors * placement.cpus_per_actor
+    return min(_MOST_LANES, math.ceil(cpus / placement.num_actors) + _SPARE_LANES)
 
 
 def _gpus_per_actor(settings: ActorSettings) -> float:

@@ -71,4 +71,4 @@ def _score_pending(run: Run, config: ScoreConfig, resolved: ResolvedScoring, nod
         for note in checkpoint.notes:
             run.reporter.warning(f"{checkpoint.info.name}: {note}")
     placement = resolve_placement(config.cluster, resolved.engine, nodes)
-    run_videos(run, config, resolved, placement, ScoreTask, ScoreWorker)
+    run_videos(run, config, resolved, placement, nodes, ScoreTask, ScoreWorker)

@@ -32,7 +32,7 @@ class ScoreTask(VideoTask):
 
 
 class ScoreWorker(VideoWorker):
-    """Actor of the fused graph: reads, decodes, judges and commits."""
+    """Actor that judges videos and commits the verdicts."""
 
     def __init__(self, task: ScoreTask, board: Any) -> None:
         super().__init__(task, board)

@@ -1,8 +1,6 @@
 """What the workers of every job share: a unit's sources in, its committed parts out."""
 
 import dataclasses
-import os
-import signal
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -97,8 +95,3 @@ def receipt(writer: PartWriter, clock: StageClock, stages: tuple[str, ...] = STA
     publish_receipt(seconds, writer.totals["size_bytes"], clock.calls["model"])
     named = {f"{stage}_seconds": value for stage, value in seconds.items()}
     return pa.table({name: [value] for name, value in {**writer.totals, **named}.items()})
-
-
-def end_process() -> None:
-    """Ends this worker at once: a decode hangs, and Ray starts the unit again elsewhere."""
-    os.kill(os.getpid(), signal.SIGKILL)

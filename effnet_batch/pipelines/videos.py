@@ -5,14 +5,17 @@ from typing import Final
 from effnet_batch.config import JobConfig
 from effnet_batch.pipelines.graphs import actor_graph, run_units
 from effnet_batch.pipelines.pending import cut_units
-from effnet_batch.pipelines.placement import Placement
-from effnet_batch.pipelines.resolution import Resolution
+from effnet_batch.pipelines.placement import SPLIT, Placement, num_decoding_lanes
+from effnet_batch.pipelines.resolution import Nodes, Resolution
 from effnet_batch.pipelines.run import Run
 from effnet_batch.pipelines.video_workers import VideoTask, VideoWorker
 from effnet_batch.schema import KIND_VIDEO
 
 _MAX_VIDEOS_PER_PART: Final = 64
 _UNITS_PER_ACTOR: Final = 4
+_UNITS_AT_ONCE: Final = 2
+"""Of an actor whose videos are decoded elsewhere: while the last videos of one unit are awaited,
+the next unit's keep the model busy."""
 
 
 def run_videos(
@@ -20,6 +23,7 @@ def run_videos(
     config: JobConfig,
     resolved: Resolution,
     placement: Placement,
+    nodes: Nodes,
     task_type: type[VideoTask],
     worker: type[VideoWorker],
 ) -> None:
@@ -30,27 +34,33 @@ def run_videos(
         config: of the job.
         resolved: what it was resolved to.
         placement: where its actors run.
+        nodes: CPUs and GPUs of every node.
         task_type: what its workers are told.
         worker: takes such a task.
 
     Raises:
         ray.exceptions.RayError: a worker raised or died too often.
     """
+    rows_per_part = config.to_flat()["rows_per_part"] or _MAX_VIDEOS_PER_PART
     share = -(-run.pending.num_rows // (placement.num_actors * _UNITS_PER_ACTOR))
+    units = list(cut_units(run.pending, min(rows_per_part, share), KIND_VIDEO))
+    placement = placement.bounded(len(units))
+    is_split = placement.mode == SPLIT
+    num_lanes = num_decoding_lanes(placement, nodes) if is_split else placement.num_lanes
     task = task_type(
         config=config,
         storage=run.storage.options,
         output=run.paths.root,
         run_id=run.run_id,
         resolved=resolved,
-        num_lanes=placement.num_lanes,
-        rows_per_part=config.to_flat()["rows_per_part"] or _MAX_VIDEOS_PER_PART,
+        num_lanes=num_lanes,
+        rows_per_part=rows_per_part,
+        is_split=is_split,
     )
-    units = list(cut_units(run.pending, min(task.rows_per_part, share), KIND_VIDEO))
-    placement = placement.bounded(len(units))
     engine = resolved.engine
     run.reporter.message(
         f"{resolved.model_names}, {engine.name} {engine.precision} on {engine.device}, "
-        f"{placement.num_actors} actor(s) of {placement.num_lanes} videos at once"
+        f"{placement.num_actors} actor(s) of {num_lanes} videos at once, {placement.mode}"
     )
-    run_units(run, units, actor_graph(worker, task, placement))
+    graph = actor_graph(worker, task, placement, num_calls=_UNITS_AT_ONCE if is_split else 1)
+    run_units(run, units, graph)

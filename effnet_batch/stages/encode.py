@@ -131,7 +131,7 @@ class SharedEncoder:
                 return
             frames, clocks, futures = zip(*batch, strict=True)
             try:
-                # A worker's lanes all have the clock of its unit.
+                # Of two units at once, the first one's clock takes it all.
                 with clocks[0].measure("model"):
                     joined = frames[0] if len(frames) == 1 else np.concatenate(frames)
                     embeddings = self._engine.run(joined).embeddings

@@ -95,15 +95,18 @@ class OutageGuard:
 
     def __init__(self) -> None:
         self._recent: collections.deque[bool] = collections.deque(maxlen=OUTAGE_WINDOW)
+        self._lock = threading.Lock()
 
     def take(self, error: RecordError | None) -> None:
-        """Takes in the outcome of one source.
+        """Takes in the outcome of one source; may be called from several threads.
 
         Raises:
             OutageError: more than 5 % of the last 1,000 sources could not be fetched.
         """
-        self._recent.append(isinstance(error, FetchError) and error.is_transient)
-        failed = sum(self._recent) if self._recent[-1] else 0
+        has_failed = isinstance(error, FetchError) and error.is_transient
+        with self._lock:
+            self._recent.append(has_failed)
+            failed = sum(self._recent) if has_failed else 0
         if failed > OUTAGE_SHARE * max(len(self._recent), _OUTAGE_MINIMUM_SOURCES):
             raise OutageError(
                 f"{failed} of the last {len(self._recent)} sources could not be fetched, "
