@@ -178,6 +178,43 @@ def test_an_output_without_frames_is_refused(
         effnet_batch.score(str(videos), str(stored), checkpoint=both, **SETTINGS)
 
 
+def test_frames_that_embed_stored_are_judged_too(videos: Path, tmp_path: Path) -> None:
+    backbone = effnet_batch.load_model("efficientnet_lite0")
+    weights = backbone.weights_info
+    assert weights is not None
+    config = SequenceConfig(
+        architecture=weights.architecture,
+        padding=weights.padding,
+        bn_eps=weights.bn_eps,
+        lstm_layers=1,
+        lstm_dim=8,
+    )
+    sampling = {"strategy": "uniform", "num_frames": 6, "max_clip_frames": 4}
+    model, info = tiny_checkpoint(
+        0, sequence=config, preprocessing=weights.preprocessing, sampling=sampling
+    )
+    model.take_backbone(backbone)
+    path, source = str(tmp_path / "head.safetensors"), str(videos / "shard.tar")
+    save_checkpoint(path, model, info)
+    engine = {"engine": "torch", "max_failures": 1.0}
+    effnet_batch.embed(
+        source,
+        str(tmp_path / "embedded"),
+        medium="video",
+        model="efficientnet_lite0",
+        frames=True,
+        num_frames=6,
+        **engine,
+    )
+    effnet_batch.rescore(str(tmp_path / "embedded"), str(tmp_path / "again"), checkpoint=[path])
+    effnet_batch.score(source, str(tmp_path / "full"), checkpoint=[path], **engine)
+    expected, found = rows_of(tmp_path / "full"), rows_of(tmp_path / "again")
+    assert {row["status"] for row in found.values()} == {"ok", "unsupported"}
+    for row in (*expected.values(), *found.values()):
+        del row["run_id"], row["fingerprint"]
+    assert_close(found, expected)
+
+
 def clone(stored: Path, root: str, num_clones: int) -> None:
     """Write an output of many parts, each a copy of one video's row and frames."""
     storage, paths = Storage(), OutputPaths(root)

@@ -1,5 +1,6 @@
 """What a run on stored frames has to do: live records of another output that this one lacks."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -64,9 +65,11 @@ class RescoreRun(Run):
 
 def cut_units(pending: pa.Table) -> Iterator[pa.Table]:
     """Yields the pending records of every part, with their number in a column ``unit``."""
-    parts = np.asarray(pending["part"])
-    for unit, part in enumerate(np.unique(parts)):
-        rows = pending.filter(pa.array(parts == part))
+    pending = pending.sort_by("part")
+    numbers = np.asarray(pending["part"].combine_chunks().dictionary_encode().indices)
+    starts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
+    for unit, (start, stop) in enumerate(itertools.pairwise(starts)):
+        rows = pending.slice(start, stop - start)
         yield rows.append_column("unit", pa.array(np.full(len(rows), unit, np.int32)))
 
 
@@ -74,7 +77,7 @@ def _pending_records(source: Ledger, done: Ledger, manifest: pa.Table) -> pa.Tab
     """Returns the live records of one ledger that another lacks in the same attempt.
 
     Returns:
-        ``uri`` of the part and ``record``, its id in hex.
+        ``part``, its URI, and ``record``, its id in hex.
     """
     rows = source.rows.filter(pa.array(source.states().is_live))
     known = pa.array(
