@@ -6,7 +6,7 @@ the manifest alone, so that they do not depend on machines or timing.
 
 import collections
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -140,3 +140,16 @@ def cut_units(
             start, weight, unit = row, 0, unit + 1
         if not is_end:
             weight += int(weights[row])
+
+
+def first_uri(pending: pa.Table) -> str | None:
+    """Returns the URI of something that workers will read, to find out whether they can.
+
+    Args:
+        pending: sources, or records of which only the ``part`` is read.
+
+    Returns:
+        None where nothing is pending, or the first source is fetched by a presigned URL.
+    """
+    first: dict[str, Any] = next(iter(pending.slice(0, 1).to_pylist()), {})
+    return None if first.get("fetch_uri") else first.get("uri", first.get("part"))

@@ -16,6 +16,7 @@ from effnet_batch.fingerprint import Fingerprint
 from effnet_batch.media.preprocess import Preprocessing
 from effnet_batch.models.backbone import Backbone
 from effnet_batch.models.engine import Engine, EngineChoice, build_engine, resolve_engine
+from effnet_batch.pipelines.pending import first_uri
 from effnet_batch.pipelines.run import Run
 from effnet_batch.pipelines.session import cluster_cpus_and_gpus, ray_session
 from effnet_batch.preflight import check_nodes, check_resources
@@ -31,6 +32,8 @@ _PACKAGES: Final = (
     "av",
     "opencv-python-headless",
 )
+
+_PLAIN_ENGINE: Final = {"device": "cpu", "engine": "torch", "precision": "fp32"}
 
 Nodes = list[tuple[float, float]]
 """CPUs and GPUs of every node."""
@@ -92,7 +95,8 @@ def resolved_run(
     """
     with ray_session(config.group(ActorSettings).address) as is_own_machine:
         nodes = cluster_cpus_and_gpus()
-        _check_cluster(run, config, resolve, nodes)
+        if not is_own_machine:
+            _check_cluster(run, config, resolve, nodes)
         stored = run.stored_resolution()
         if stored is None:
             run.reporter.message("resolving model, weights and engine")
@@ -107,18 +111,22 @@ def _check_cluster(
     run: Run, config: _Config, resolve: Callable[[_Config], _Resolved], nodes: Nodes
 ) -> None:
     """Checks what would otherwise fail in the middle of the work, or wait for ever."""
-    device = config.group(EngineSettings).device
-    has_gpu = any(gpus for _, gpus in nodes)
-    check_resources(nodes, needs_gpu=device == "cuda" or (has_gpu and device != "cpu"))
+    check_resources(nodes, needs_gpu=_wants_gpu(config, nodes))
     if len(nodes) < 2:
         return
     run.reporter.message("checking that every node can do this job")
     # Any node can run this engine; what is asked is whether it can read what the model needs.
-    engine = {"device": "cpu", "engine": "torch", "precision": "fp32"}
-    plain = type(config).from_flat({**config.to_flat(), **engine})
-    signed = run.pending["fetch_uri"].slice(0, 1).to_pylist()
-    first = None if any(signed) else next(iter(run.pending["uri"].slice(0, 1).to_pylist()), None)
-    check_nodes(run.paths.root, first, run.storage, functools.partial(resolve, plain))
+    settings = config.to_flat()
+    settings |= {name: value for name, value in _PLAIN_ENGINE.items() if name in settings}
+    load = functools.partial(resolve, type(config).from_flat(settings))
+    check_nodes(run.paths.root, first_uri(run.pending), run.storage, load)
+
+
+def _wants_gpu(config: JobConfig, nodes: Nodes) -> bool:
+    """Returns whether the model shall run on a GPU; without settings of an engine it needs none."""
+    groups = [getattr(config, field.name) for field in dataclasses.fields(config)]
+    devices = {group.device for group in groups if isinstance(group, EngineSettings)}
+    return "cuda" in devices or ("auto" in devices and any(gpus for _, gpus in nodes))
 
 
 def _resolve_on_worker(
@@ -140,10 +148,8 @@ def _resolve_on_worker(
     has_gpu = any(gpus for _, gpus in nodes)
     if is_own_machine and not has_gpu:
         return resolve(config)
-    groups = [getattr(config, field.name) for field in dataclasses.fields(config)]
-    engines = [group for group in groups if isinstance(group, EngineSettings)]
-    wants_gpu = has_gpu and any(group.device != "cpu" for group in engines)
-    task = ray.remote(num_cpus=1, num_gpus=1 if wants_gpu else 0, max_retries=2)(resolve)
+    num_gpus = int(has_gpu and _wants_gpu(config, nodes))
+    task = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=2)(resolve)
     resolved: _Resolved = ray.get(task.remote(config))
     return resolved
 
