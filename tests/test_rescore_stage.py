@@ -132,6 +132,16 @@ def test_a_rescore_says_what_a_full_run_says(name: str, monkeypatch: pytest.Monk
         assert abs(found["score"] - stored["score"]) > 1e-4
 
 
+def test_what_was_stored_of_two_views_may_be_judged_through_one() -> None:
+    short = VIEWS["segments"]
+    long = dataclasses.replace(short, max_clip_frames=5)
+    spool = FrameSpool(record_columns(item(), None, Stamp("run-1", "f")), float16=False)
+    stored = scored([member(0, "lstm", short), member(1, "lstm", long)], spool)
+    members = [member(0, "lstm", long), member(1, "lstm", long)]
+    expected = {**scored(members), "run_id": "run-2", "fingerprint": "g"}
+    assert_close(rescored(stored, list(spool.tables()), members), expected)
+
+
 def test_what_is_not_ok_stays_so() -> None:
     view = VIEWS["uniform"]
     members = [member(0, "lstm", view)]

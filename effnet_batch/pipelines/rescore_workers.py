@@ -40,7 +40,8 @@ class RescoreTask(Task):
 class RescoreWorker:
     """Actor: reads a part and its frames, judges and commits.
 
-    It holds the part, one file of frames (some 64 MB) and the embeddings of a segment.
+    It holds the part, one file of frames (some 64 MB) and the embeddings of a segment; of a whole
+    video where checkpoints now share a view that were stored with views of their own.
     """
 
     def __init__(self, task: RescoreTask, board: Any) -> None:

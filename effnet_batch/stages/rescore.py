@@ -52,10 +52,10 @@ def rescore_row(
     if row["status"] != STATUS_OK:
         return kept
     seen = group_by_view(scorer.members)
-    waiting: list[dict[str, Embeddings]] = [{} for _ in seen]
+    waiting: list[dict[int, dict[str, Embeddings]]] = [{} for _ in seen]
     for segment in segments:
-        for tracks, embeddings in zip(seen, waiting, strict=True):
-            _take(tracks, segment, embeddings, clock)
+        for tracks, begun in zip(seen, waiting, strict=True):
+            _take(tracks, segment, begun, clock)
     if not all(tracks.tracks for tracks in seen) or any(waiting):
         where = " ".join(filter(None, (row["uri"], row["member"])))
         raise JobError(
@@ -69,7 +69,7 @@ def rescore_row(
 def _take(
     tracks: ViewTracks,
     segment: StoredSegment,
-    embeddings: dict[str, Embeddings],
+    begun: dict[int, dict[str, Embeddings]],
     clock: StageClock,
 ) -> None:
     """Shows a segment to the members of a view once all of their encoders' rows of it are there.
@@ -77,16 +77,19 @@ def _take(
     Args:
         tracks: of the view.
         segment: as one encoder saw it.
-        embeddings: of the encoders before, by fingerprint; emptied when it is shown.
+        begun: by number, segments that some encoders' rows are missing of: embeddings by
+            fingerprint. Encoders that were shown the video in other views than now come one after
+            the other, with all of its segments each.
         clock: takes the seconds of ``model``.
     """
     wanted = {member.frames for member in tracks.members}
     if segment.fingerprint not in wanted:
         return
+    embeddings = begun.setdefault(segment.number, {})
     embeddings[segment.fingerprint] = segment.embeddings
     if len(embeddings) == len(wanted):
+        del begun[segment.number]
         found = [embeddings[member.frames] for member in tracks.members]
         with clock.measure("model"):
             seen = segment.seen(tracks.view.max_clip_frames, found)
         tracks.take(seen, clock)
-        embeddings.clear()
