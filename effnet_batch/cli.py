@@ -198,7 +198,7 @@ def _conclude(summary: Any, max_failures: float, console: Console) -> int:
 
 @main.command()
 @click.argument("output")
-@click.option("--deep", is_flag=True, help="Also read every vector.")
+@click.option("--deep", is_flag=True, help="Also read every vector or score, and stored frames.")
 @storage_flags
 @_command
 def verify(output: str, deep: bool, storage: dict[str, Any], console: Console) -> int:
@@ -321,7 +321,7 @@ def forget(output: str, uri_list: str, storage: dict[str, Any], console: Console
 @config_options("manifest")
 @_command
 def manifest(input: str, manifest: str, settings: dict[str, Any], console: Console) -> None:
-    """List INPUT once into a Parquet file that `embed` takes as its INPUT.
+    """List INPUT once into a Parquet file that `embed` and `score` take as their INPUT.
 
     \b
     effnet-batch manifest s3://bucket/images images.manifest.parquet

@@ -1,4 +1,4 @@
-"""The embedding job: images in object storage to vectors in Parquet, exactly once."""
+"""The embedding job: images or videos in object storage to vectors in Parquet, exactly once."""
 
 from collections.abc import Sequence
 from typing import Any

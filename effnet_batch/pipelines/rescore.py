@@ -51,10 +51,7 @@ def rescore(
         FingerprintError: a checkpoint would see other embeddings than those stored.
         JobError: the job failed; what is committed stays.
     """
-    if config is None:
-        config = RescoreConfig.from_flat(settings)
-    elif settings:
-        config = RescoreConfig.from_flat({**config.to_flat(), **settings})
+    config = RescoreConfig.merged(config, settings)
     storage = Storage(storage_options(config))
     paths = OutputPaths(canonical_uri(output))
     run = RescoreRun(JOB, embeddings, config, storage, paths, reporter or Silent(), KIND_VIDEO)
