@@ -40,3 +40,6 @@ KINDS: Final = (KIND_IMAGE, KIND_VIDEO, KIND_TAR, KIND_ZIP, KIND_PARQUET)
 
 MEDIA: Final = (KIND_IMAGE, KIND_VIDEO)
 """What a job reads: its plain sources and the members of its shards are all of one medium."""
+
+URI_COLUMNS: Final = ("uri", "url", "path", "file")
+"""Columns of a list that hold the URI, in this order of preference, in any case."""

@@ -15,9 +15,7 @@ from effnet_batch.errors import InputError
 from effnet_batch.manifest.columns import METADATA_KEY, as_utf8
 from effnet_batch.schema import MEDIA
 from effnet_batch.shards import find_media_column
-
-URI_COLUMNS: Final = ("uri", "url", "path", "file")
-"""Columns that hold the URI, in this order of preference, in any case."""
+from effnet_batch.vocabulary import URI_COLUMNS
 
 LIST_EXTENSIONS: Final = {
     ".txt": "text",

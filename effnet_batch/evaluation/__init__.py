@@ -1,0 +1,1 @@
+"""What scores are worth: metrics against labels, intervals, calibration, plots."""

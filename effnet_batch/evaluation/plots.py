@@ -1,0 +1,109 @@
+"""Plots of a detector's scores as SVG, drawn by matplotlib without a screen."""
+
+import io
+from collections.abc import Callable
+from typing import Any, Final
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from effnet_batch.evaluation.labels import FAKE
+from effnet_batch.evaluation.metrics import Detections
+
+_SIZE_INCHES: Final = (4.6, 4.0)
+_SMALLEST_RATE: Final = 1e-3
+_SETTINGS: Final[dict[Any, Any]] = {
+    # The same input gives the same file.
+    "svg.hashsalt": "effnet_batch",
+    "svg.fonttype": "path",
+    "font.size": 9,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+_FAKE_COLOUR: Final = "#c2410c"
+_REAL_COLOUR: Final = "#0369a1"
+
+
+def draw_plots(detections: Detections, *, threshold: float) -> dict[str, bytes]:
+    """Returns SVG files by name: ``roc``, ``precision_recall``, ``reliability``, ``histogram``.
+
+    The first two need both classes and are left out without.
+    """
+    plots: dict[str, Callable[[Axes, Detections, float], None]] = {}
+    if len(np.unique(detections.labels)) == 2:
+        plots |= {"roc": _roc, "precision_recall": _precision_recall}
+    plots |= {"reliability": _reliability, "histogram": _histogram}
+    with mpl.rc_context(_SETTINGS):
+        return {name: _draw(plot, detections, threshold) for name, plot in plots.items()}
+
+
+def _draw(
+    plot: Callable[[Axes, Detections, float], None], detections: Detections, threshold: float
+) -> bytes:
+    figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
+    plot(figure.add_subplot(), detections, threshold)
+    file = io.BytesIO()
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    return file.getvalue()
+
+
+def _roc(axes: Axes, detections: Detections, threshold: float) -> None:
+    curve = detections.curve()
+    rate = np.append(0, curve.false_positive_rate)
+    axes.step(
+        np.maximum(rate, _SMALLEST_RATE), np.append(0, curve.recall), where="post", color="black"
+    )
+    chance = np.geomspace(_SMALLEST_RATE, 1)
+    axes.plot(chance, chance, "--", color="grey", linewidth=1)
+    axes.set(
+        title="ROC",
+        xlabel="reals called fake (log scale)",
+        ylabel="fakes found",
+        xscale="log",
+        xlim=(_SMALLEST_RATE, 1),
+        ylim=(0, 1.02),
+    )
+
+
+def _precision_recall(axes: Axes, detections: Detections, threshold: float) -> None:
+    curve = detections.curve()
+    axes.step(curve.recall, curve.precision, where="pre", color="black")
+    share = detections.labels.mean()
+    axes.axhline(share, linestyle="--", color="grey", linewidth=1)
+    axes.set(
+        title="Precision and recall",
+        xlabel="fakes found",
+        ylabel="fakes among those called fake",
+        xlim=(0, 1),
+        ylim=(0, 1.02),
+    )
+
+
+def _reliability(axes: Axes, detections: Detections, threshold: float) -> None:
+    filled, score, fakes = detections.reliability()
+    has_some = filled > 0
+    size = 15 + 150 * filled[has_some] / filled.max()
+    axes.plot([0, 1], [0, 1], "--", color="grey", linewidth=1)
+    axes.plot(score[has_some], fakes[has_some], color="black", linewidth=1)
+    axes.scatter(score[has_some], fakes[has_some], s=size, color="black", alpha=0.6)
+    axes.set(
+        title="Reliability",
+        xlabel="mean score of a bin",
+        ylabel="share of fakes",
+        xlim=(-0.02, 1.02),
+        ylim=(-0.02, 1.02),
+    )
+
+
+def _histogram(axes: Axes, detections: Detections, threshold: float) -> None:
+    edges = np.linspace(0, 1, 41).tolist()
+    is_fake = detections.labels == FAKE
+    axes.hist(detections.scores[~is_fake], edges, alpha=0.6, color=_REAL_COLOUR, label="real")
+    axes.hist(detections.scores[is_fake], edges, alpha=0.6, color=_FAKE_COLOUR, label="fake")
+    axes.axvline(threshold, linestyle="--", color="grey", linewidth=1)
+    axes.legend(frameon=False)
+    axes.set(title="Scores", xlabel="score", ylabel="videos", xlim=(0, 1))
