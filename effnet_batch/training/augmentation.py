@@ -179,4 +179,4 @@ def encode_h264(clip: Clip, *, crf: int) -> Clip:
     file.seek(0)
     with av.open(file, "r", format="mp4") as coded:
         frames = [frame.to_ndarray(format="rgb24") for frame in coded.decode(video=0)]
-    return np.stack(frames)[:, :height, :width]
+    return np.stack(frames).astype(np.uint8)[:, :height, :width]
