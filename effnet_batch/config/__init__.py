@@ -16,6 +16,9 @@ from effnet_batch.config.groups import (
     MediumSettings,
     StorageSettings,
 )
+from effnet_batch.config.finetune import (
+    AugmentationSettings as AugmentationSettings,
+)
 from effnet_batch.config.score import (
     AggregationSettings,
     CheckpointSettings,

@@ -1,0 +1,131 @@
+"""Settings of fine-tuning."""
+
+import dataclasses
+
+from effnet_batch.config.base import JobConfig, setting
+from effnet_batch.config.groups import EngineSettings, InputSettings, StorageSettings
+from effnet_batch.config.video import FaceDetectionSettings, SamplingSettings, VideoLimitSettings
+
+_LOSSES = ("all_steps", "last_step", "mean", "frames")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkSettings:
+    """What is trained, and where it starts."""
+
+    network: str = setting(
+        "thesis_efficientnet_b1_lstm",
+        "resnet50_lstm, thesis_resnet50_lstm, thesis_efficientnet_b1_lstm, or a backbone's name.",
+    )
+    weights: str | None = setting(
+        None, "Weights that the backbone starts from, as for embed; random only by name."
+    )
+    start: str | None = setting(
+        None, "Checkpoint to start from, with its network, sampling and faces."
+    )
+    lstm_layers: int | None = setting(
+        None, "Instead of the network's own; 0 judges frames.", minimum=0, maximum=8
+    )
+    lstm_dim: int | None = setting(
+        None, "Hidden units instead of the network's own.", minimum=1, maximum=4096
+    )
+    dropout: float = setting(0.0, "Before the last layer.", minimum=0, maximum=0.99)
+    max_clip_frames: int | None = setting(None, "Longest clip; default: any.", minimum=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimisationSettings:
+    """How it is trained."""
+
+    epochs: int = setting(10, "Times that every clip is seen.", minimum=1)
+    clips_per_step: int = setting(16, "Clips of a step, over all workers together.", minimum=1)
+    micro_batch: int | None = setting(
+        None, "Clips that a worker holds at once; gradients add up. Default: all.", minimum=1
+    )
+    learning_rate: float = setting(1e-4, "Of the head, at its highest.", minimum=1e-9)
+    min_learning_rate: float = setting(1e-6, "At the end of the cosine.", minimum=0)
+    warmup_epochs: float = setting(0.5, "Until the learning rate is at its highest.", minimum=0)
+    layer_decay: float = setting(
+        1.0, "Learning rate of each stage over that of the next.", minimum=0.01, maximum=1
+    )
+    weight_decay: float = setting(1e-4, "Of AdamW; not of norms and biases.", minimum=0)
+    clip_norm: float = setting(5.0, "Longest gradient.", minimum=1e-6)
+    loss: str = setting("all_steps", "Time steps that count.", choices=_LOSSES)
+    label_smoothing: float = setting(0.0, "Share given to the other class.", minimum=0, maximum=0.5)
+    balance: bool = setting(True, "Weigh classes so that both count the same.")
+    freeze_backbone: bool = setting(False, "Train what is behind the backbone alone.")
+    freeze_batchnorm: bool = setting(True, "Leave the statistics of batch normalisation alone.")
+    ema: float | None = setting(
+        None, "Decay of averaged weights, which are judged and kept.", minimum=0.5, maximum=0.99999
+    )
+    patience: int | None = setting(
+        None, "Epochs without a better validation AUC after which it ends.", minimum=1
+    )
+    mixed_precision: str = setting(
+        "fp32", "Number format of the forward pass in training.", choices=("fp32", "bf16")
+    )
+    training_seed: int = setting(0, "Of order, augmentation and fresh layers.", minimum=0)
+    self_blended: float = setting(
+        0.0, "Chance that a real clip is blended with itself into a fake.", minimum=0, maximum=1
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AugmentationSettings:
+    """How likely a clip of the training split is changed, and how."""
+
+    flip: float = setting(0.5, "Left to right.", minimum=0, maximum=1)
+    crop: float = setting(0.5, "A part, enlarged.", minimum=0, maximum=1)
+    colour: float = setting(0.3, "Other colours, brightness, contrast.", minimum=0, maximum=1)
+    blur: float = setting(0.1, "Gaussian.", minimum=0, maximum=1)
+    noise: float = setting(0.1, "Gaussian.", minimum=0, maximum=1)
+    downscale: float = setting(0.1, "Smaller and back.", minimum=0, maximum=1)
+    jpeg: float = setting(0.2, "JPEG of quality 40-95.", minimum=0, maximum=1)
+    h264: float = setting(0.0, "H.264 of CRF 17-40.", minimum=0, maximum=1)
+    cutout: float = setting(0.0, "A grey rectangle.", minimum=0, maximum=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportSettings:
+    """What the checkpoint is given at the end."""
+
+    calibration: str = setting(
+        "temperature",
+        "Fitted to the scores of the validation split.",
+        choices=("temperature", "platt", "none"),
+    )
+    target_fpr: float | None = setting(
+        None, "Share of validation reals that may count as fake; default: a score of 0.5.",
+        minimum=0, maximum=0.999,
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingClusterSettings:
+    """Where it is trained."""
+
+    address: str | None = setting(None, "Ray cluster; default: RAY_ADDRESS, else this machine.")
+    num_actors: int | None = setting(None, "Actors that decode; default: all CPUs.", minimum=1)
+    cpus_per_actor: float | None = setting(None, "CPUs of one of them.", minimum=1)
+    gpus_per_actor: float | None = setting(None, "Unused while decoding.", minimum=0.01)
+    num_workers: int = setting(1, "Processes that train together, one a GPU.", minimum=1)
+    max_worker_failures: int = setting(3, "Deaths of workers that a run survives.", minimum=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(JobConfig):
+    """Configuration of fine-tuning."""
+
+    NUMBER_GROUPS = ("network", "sampling", "faces", "engine")
+
+    network: NetworkSettings = dataclasses.field(default_factory=NetworkSettings)
+    sampling: SamplingSettings = dataclasses.field(default_factory=SamplingSettings)
+    faces: FaceDetectionSettings = dataclasses.field(default_factory=FaceDetectionSettings)
+    optimisation: OptimisationSettings = dataclasses.field(default_factory=OptimisationSettings)
+    augmentation: AugmentationSettings = dataclasses.field(default_factory=AugmentationSettings)
+    export: ExportSettings = dataclasses.field(default_factory=ExportSettings)
+    engine: EngineSettings = dataclasses.field(default_factory=EngineSettings)
+    input: InputSettings = dataclasses.field(default_factory=InputSettings)
+    limits: VideoLimitSettings = dataclasses.field(default_factory=VideoLimitSettings)
+    storage: StorageSettings = dataclasses.field(default_factory=StorageSettings)
+    cluster: TrainingClusterSettings = dataclasses.field(default_factory=TrainingClusterSettings)

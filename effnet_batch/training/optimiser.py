@@ -1,0 +1,108 @@
+"""Which parameters learn how fast, and the averaged copy of them that is kept."""
+
+import copy
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from effnet_batch.config import OptimisationSettings
+from effnet_batch.models.sequence import SequenceClassifier
+
+
+def parameter_groups(
+    model: SequenceClassifier, settings: OptimisationSettings
+) -> list[dict[str, Any]]:
+    """Returns AdamW's groups, each with its ``scale`` of the learning rate.
+
+    The head has 1, the last stage of the backbone ``layer_decay``, the one before its square, and
+    so on. Norms and biases are not decayed. A frozen backbone has no group.
+    """
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    stages = _stages(model) if not settings.freeze_backbone else []
+    for parameter in model.encoder.backbone.parameters():
+        parameter.requires_grad_(not settings.freeze_backbone)
+    for number, parameters in enumerate(stages):
+        scale = settings.layer_decay ** (len(stages) - number)
+        for parameter in parameters:
+            groups.setdefault((scale, parameter.ndim > 1), []).append(parameter)
+    inside = {id(parameter) for parameter in model.encoder.backbone.parameters()}
+    for parameter in model.parameters():
+        if id(parameter) not in inside:
+            groups.setdefault((1.0, parameter.ndim > 1), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "scale": scale,
+            "weight_decay": settings.weight_decay if is_decayed else 0.0,
+        }
+        for (scale, is_decayed), parameters in groups.items()
+    ]
+
+
+def _stages(model: SequenceClassifier) -> list[list[nn.Parameter]]:
+    """Returns the backbone's parameters by stage, in the order of the forward pass."""
+    backbone = model.encoder.backbone
+    ends = {
+        id(parameters[-1])
+        for layer in backbone.stage_layers().values()
+        if (parameters := list(layer.parameters()))
+    }
+    stages: list[list[nn.Parameter]] = [[]]
+    for parameter in backbone.parameters():
+        stages[-1].append(parameter)
+        if id(parameter) in ends:
+            stages.append([])
+    # What follows the last stage, such as its norm, belongs to it.
+    return [*stages[:-2], stages[-2] + stages[-1]] if len(stages) > 1 else stages
+
+
+def learning_rate(step: int, num_steps: int, num_warmup: int, settings: OptimisationSettings) -> float:
+    """Returns the head's learning rate: a straight rise, then half a cosine.
+
+    Args:
+        step: from 0.
+        num_steps: of the whole run.
+        num_warmup: steps of the rise.
+        settings: its highest and lowest.
+    """
+    if step < num_warmup:
+        return settings.learning_rate * (step + 1) / num_warmup
+    through = (step - num_warmup) / max(1, num_steps - num_warmup)
+    low = min(settings.min_learning_rate, settings.learning_rate)
+    return low + (settings.learning_rate - low) * (1 + math.cos(math.pi * through)) / 2
+
+
+class AveragedModel:
+    """An exponential moving average of a model's tensors; what is not float is copied."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model).requires_grad_(False).eval()
+        self._decay = decay
+        self._num_updates = 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Takes a step's tensors in; early on with less of the past, which is the start's."""
+        self._num_updates += 1
+        decay = min(self._decay, (1 + self._num_updates) / (10 + self._num_updates))
+        for mean, now in zip(_tensors(self.model), _tensors(model), strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(now, 1 - decay)
+            else:
+                mean.copy_(now)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what `load_state_dict` takes back."""
+        return {"model": self.model.state_dict(), "num_updates": self._num_updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where another left off."""
+        self.model.load_state_dict(state["model"])
+        self._num_updates = int(state["num_updates"])
+
+
+def _tensors(model: nn.Module) -> Iterable[torch.Tensor]:
+    return model.state_dict().values()

@@ -1,0 +1,206 @@
+"""One worker's side of training: steps over its share of the clips, in step with the others."""
+
+import contextlib
+import dataclasses
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from effnet_batch.config import OptimisationSettings
+from effnet_batch.errors import JobError
+from effnet_batch.media.preprocess import Preprocessing
+from effnet_batch.models.sequence import SequenceClassifier
+from effnet_batch.training.augmentation import Clip
+from effnet_batch.training.losses import clip_losses
+from effnet_batch.training.optimiser import AveragedModel, learning_rate, parameter_groups
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Batch:
+    """B clips of one worker's step."""
+
+    clips: list[Clip]
+    """uint8 [T, S, S, 3] each."""
+    labels: list[int]
+    """1 for fake."""
+    weights: list[float]
+    """How much each counts; 0 for one that only fills the step."""
+
+
+class Trainer:
+    """Model, optimiser and schedule of one worker.
+
+    Args:
+        model: trained in place; on the CPU.
+        preprocessing: its normalisation is applied on the device.
+        settings: how.
+        steps_per_epoch: of the run.
+        device: ``cpu`` or a CUDA device.
+        num_workers: of the process group; with several, gradients are averaged over them.
+    """
+
+    def __init__(
+        self,
+        model: SequenceClassifier,
+        preprocessing: Preprocessing,
+        settings: OptimisationSettings,
+        *,
+        steps_per_epoch: int,
+        device: str,
+        num_workers: int,
+    ) -> None:
+        self.model = model.to(device)
+        self.settings = settings
+        self.epoch = 0
+        """Epochs that are done."""
+        self._device = device
+        self._num_workers = num_workers
+        self._step = 0
+        self._num_steps = settings.epochs * steps_per_epoch
+        self._num_warmup = round(settings.warmup_epochs * steps_per_epoch)
+        self._optimiser = torch.optim.AdamW(
+            parameter_groups(model, settings), lr=settings.learning_rate
+        )
+        self._mean, self._std = (
+            torch.tensor(values, device=device)[:, None, None]
+            for values in (preprocessing.mean, preprocessing.std)
+        )
+        self._averaged = None if settings.ema is None else AveragedModel(model, settings.ema)
+        self._parallel: nn.Module = model
+        if num_workers > 1:
+            # A frozen backbone and an unused bottleneck have no gradients to wait for.
+            self._parallel = DistributedDataParallel(model, broadcast_buffers=False)
+
+    @property
+    def judged(self) -> SequenceClassifier:
+        """What is validated and kept: the averaged model where there is one."""
+        if self._averaged is None:
+            return self.model
+        averaged = self._averaged.model
+        assert isinstance(averaged, SequenceClassifier)
+        return averaged
+
+    def start_epoch(self, rank: int) -> None:
+        """Puts the model into training mode; dropout repeats by seed, epoch and worker."""
+        torch.manual_seed(
+            int(np.random.default_rng([self.settings.training_seed, self.epoch, rank]).integers(2**62))
+        )
+        self.model.train()
+        if self.settings.freeze_backbone:
+            self.model.encoder.backbone.eval()
+        if self.settings.freeze_batchnorm:
+            for module in self.model.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
+    def train_step(self, batch: Batch, total_weight: float) -> float:
+        """Takes one step; returns this worker's part of the step's mean loss.
+
+        The parts of all workers add up to the mean over the step's clips by weight.
+
+        Args:
+            batch: this worker's clips.
+            total_weight: of all workers' clips of the step.
+
+        Raises:
+            JobError: the loss is no number any more.
+        """
+        settings = self.settings
+        size = settings.micro_batch or len(batch.clips)
+        starts = range(0, len(batch.clips), size)
+        for group in self._optimiser.param_groups:
+            group["lr"] = group["scale"] * learning_rate(
+                self._step, self._num_steps, self._num_warmup, settings
+            )
+        self._optimiser.zero_grad(set_to_none=True)
+        value = 0.0
+        for start in starts:
+            is_last = start == starts[-1]
+            with self._without_exchange() if not is_last else contextlib.nullcontext():
+                loss = self._loss(batch, slice(start, start + size)) / total_weight
+                # Averaging over the workers divides by their number once more.
+                (loss * self._num_workers).backward()  # type: ignore[no-untyped-call]
+            value += float(loss.detach())
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
+        if not (np.isfinite(value) and torch.isfinite(norm)):
+            raise JobError(
+                f"the loss became {value} and its gradient {float(norm)} in step {self._step + 1}; "
+                "lower --learning-rate or --clip-norm; earlier checkpoints are intact"
+            )
+        self._optimiser.step()
+        self._step += 1
+        if self._averaged is not None:
+            self._averaged.update(self.model)
+        return value
+
+    def _without_exchange(self) -> contextlib.AbstractContextManager[Any]:
+        if isinstance(self._parallel, DistributedDataParallel):
+            return self._parallel.no_sync()
+        return contextlib.nullcontext()
+
+    def _loss(self, batch: Batch, part: slice) -> torch.Tensor:
+        clips = [torch.from_numpy(clip) for clip in batch.clips[part]]
+        lengths = [len(clip) for clip in clips]
+        padded = nn.utils.rnn.pad_sequence(clips, batch_first=True).to(self._device)
+        frames = (padded.permute(0, 1, 4, 2, 3).float() / 255 - self._mean) / self._std
+        kind = torch.device(self._device).type
+        is_mixed = self.settings.mixed_precision == "bf16"
+        with torch.autocast(kind, torch.bfloat16, enabled=is_mixed):
+            logits = self._parallel(frames, lengths)
+        labels = torch.tensor(batch.labels[part], device=self._device)
+        losses = clip_losses(
+            logits,
+            lengths,
+            labels,
+            loss=self.settings.loss,
+            label_smoothing=self.settings.label_smoothing,
+        )
+        weights = torch.tensor(batch.weights[part], device=self._device, dtype=torch.float32)
+        return (losses * weights).sum()
+
+    def save(self) -> bytes:
+        """Returns everything that the next epoch depends on; `load` takes it back."""
+        file = io.BytesIO()
+        torch.save(
+            {
+                "epoch": self.epoch,
+                "step": self._step,
+                "model": self.model.state_dict(),
+                "optimiser": self._optimiser.state_dict(),
+                "averaged": None if self._averaged is None else self._averaged.state_dict(),
+            },
+            file,
+        )
+        return file.getvalue()
+
+    def load(self, data: bytes) -> None:
+        """Goes on where `save` left off.
+
+        Raises:
+            JobError: the state is damaged, or of another network or other settings.
+        """
+        try:
+            state = torch.load(io.BytesIO(data), map_location=self._device, weights_only=True)
+            self.model.load_state_dict(state["model"])
+            self._optimiser.load_state_dict(state["optimiser"])
+            if self._averaged is not None:
+                self._averaged.load_state_dict(state["averaged"])
+            self.epoch, self._step = int(state["epoch"]), int(state["step"])
+        except Exception as error:  # a damaged file raises nearly anything
+            raise JobError(
+                f"the saved state of training does not fit ({type(error).__name__}: {error}); it "
+                "is damaged, or of another network; use another output"
+            ) from error
+
+
+def class_weights(labels: Sequence[int], *, balance: bool) -> dict[int, float]:
+    """Returns how much a clip of each class counts; balanced, both classes count the same."""
+    counts = {label: labels.count(label) for label in (0, 1)}
+    if not balance:
+        return dict.fromkeys(counts, 1.0)
+    return {label: len(labels) / (2 * count) for label, count in counts.items() if count}
