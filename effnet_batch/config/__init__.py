@@ -8,6 +8,14 @@ from effnet_batch.config.embed import (
     ModelSettings,
     OutputSettings,
 )
+from effnet_batch.config.finetune import (
+    AugmentationSettings,
+    ExportSettings,
+    FinetuneConfig,
+    NetworkSettings,
+    OptimisationSettings,
+    TrainingClusterSettings,
+)
 from effnet_batch.config.groups import (
     ActorSettings,
     ClusterSettings,
@@ -15,9 +23,6 @@ from effnet_batch.config.groups import (
     InputSettings,
     MediumSettings,
     StorageSettings,
-)
-from effnet_batch.config.finetune import (
-    AugmentationSettings as AugmentationSettings,
 )
 from effnet_batch.config.score import (
     AggregationSettings,
@@ -32,24 +37,30 @@ from effnet_batch.config.video import FaceDetectionSettings, SamplingSettings, V
 __all__ = [
     "ActorSettings",
     "AggregationSettings",
+    "AugmentationSettings",
     "CheckpointSettings",
     "ClusterSettings",
     "EmbedConfig",
     "EngineSettings",
+    "ExportSettings",
     "FaceDetectionSettings",
     "FailureSettings",
+    "FinetuneConfig",
     "InputSettings",
     "JobConfig",
     "LimitSettings",
     "ManifestConfig",
     "MediumSettings",
     "ModelSettings",
+    "NetworkSettings",
+    "OptimisationSettings",
     "OutputSettings",
     "RescoreConfig",
     "SamplingSettings",
     "ScoreConfig",
     "StorageSettings",
     "ThresholdSettings",
+    "TrainingClusterSettings",
     "VideoLimitSettings",
     "load_toml",
 ]

@@ -30,7 +30,12 @@ class NetworkSettings:
         None, "Hidden units instead of the network's own.", minimum=1, maximum=4096
     )
     dropout: float = setting(0.0, "Before the last layer.", minimum=0, maximum=0.99)
-    max_clip_frames: int | None = setting(None, "Longest clip; default: any.", minimum=1)
+    image_size: int | None = setting(
+        None, "Side of the pictures, instead of the weights' own.", minimum=16, maximum=1024
+    )
+    max_clip_frames: int | None = setting(
+        None, "Longest clip; default: 20, or the starting checkpoint's.", minimum=1
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,6 +70,12 @@ class OptimisationSettings:
         "fp32", "Number format of the forward pass in training.", choices=("fp32", "bf16")
     )
     training_seed: int = setting(0, "Of order, augmentation and fresh layers.", minimum=0)
+    val_fraction: float = setting(
+        0.2,
+        "Share of the groups held out for validation where the manifest has no split val.",
+        minimum=0.01,
+        maximum=0.9,
+    )
     self_blended: float = setting(
         0.0, "Chance that a real clip is blended with itself into a fake.", minimum=0, maximum=1
     )

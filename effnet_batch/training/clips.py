@@ -117,7 +117,5 @@ def _stretch(about: dict[str, Any]) -> Stretch:
             Shot(**{**shot, "box": None if shot["box"] is None else Box(**shot["box"])})
             for shot in about["shots"]
         ],
-        clips=[
-            (track, np.asarray(positions, np.int64)) for track, positions in about["clips"]
-        ],
+        clips=[(track, np.asarray(positions, np.int64)) for track, positions in about["clips"]],
     )

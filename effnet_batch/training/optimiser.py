@@ -59,7 +59,9 @@ def _stages(model: SequenceClassifier) -> list[list[nn.Parameter]]:
     return [*stages[:-2], stages[-2] + stages[-1]] if len(stages) > 1 else stages
 
 
-def learning_rate(step: int, num_steps: int, num_warmup: int, settings: OptimisationSettings) -> float:
+def learning_rate(
+    step: int, num_steps: int, num_warmup: int, settings: OptimisationSettings
+) -> float:
     """Returns the head's learning rate: a straight rise, then half a cosine.
 
     Args:

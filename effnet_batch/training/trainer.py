@@ -88,7 +88,11 @@ class Trainer:
     def start_epoch(self, rank: int) -> None:
         """Puts the model into training mode; dropout repeats by seed, epoch and worker."""
         torch.manual_seed(
-            int(np.random.default_rng([self.settings.training_seed, self.epoch, rank]).integers(2**62))
+            int(
+                np.random.default_rng([self.settings.training_seed, self.epoch, rank]).integers(
+                    2**62
+                )
+            )
         )
         self.model.train()
         if self.settings.freeze_backbone:

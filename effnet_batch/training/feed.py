@@ -1,0 +1,141 @@
+"""Clips on their way to a training worker: read, blended, augmented by Ray Data in other processes."""
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+
+from effnet_batch.config import AugmentationSettings
+from effnet_batch.storage import Storage, StorageOptions
+from effnet_batch.training.augmentation import Augmentation, augment
+from effnet_batch.training.clips import unpack
+from effnet_batch.training.plan import Step
+from effnet_batch.training.self_blending import self_blend
+from effnet_batch.training.trainer import Batch
+
+SAMPLES_SCHEMA: Final = pa.schema(
+    [
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("record_id", pa.string(), nullable=False),
+        pa.field("clip", pa.int32(), nullable=False),
+        pa.field("label", pa.int8(), nullable=False),
+    ]
+)
+"""One row per clip to train on: the file of its video (`clips.pack`), its record, its number among
+the video's clips, 1 for fake."""
+
+_CLIPS_PER_BLOCK: Final = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Feed:
+    """How samples become clips; plain values, that travel to Ray's tasks."""
+
+    storage: StorageOptions
+    augmentation: AugmentationSettings
+    self_blended: float
+    """Chance that a real clip becomes a fake."""
+    seed: int
+    epoch: int
+
+    def __call__(self, samples: pa.Table) -> pa.Table:
+        """Returns the clips of some rows of `SAMPLES_SCHEMA` with a column ``weight``."""
+        storage = Storage(self.storage)
+        chances = Augmentation(**dataclasses.asdict(self.augmentation))
+        rows = []
+        for sample in samples.to_pylist():
+            clip = unpack(storage.read(sample["uri"])).clips()[sample["clip"]]
+            generator = np.random.default_rng(
+                [self.seed, self.epoch, int(sample["record_id"], 16), sample["clip"]]
+            )
+            label = sample["label"]
+            if generator.random() < self.self_blended and label == 0:
+                clip, _ = self_blend(clip, generator)
+                label = 1
+            clip = augment(clip, chances, generator)
+            rows.append(
+                {
+                    "pixels": clip.tobytes(),
+                    "shape": list(clip.shape),
+                    "label": label,
+                    "weight": sample["weight"],
+                }
+            )
+        return pa.Table.from_pylist(rows, _CLIPS_SCHEMA)
+
+
+_CLIPS_SCHEMA: Final = pa.schema(
+    [
+        pa.field("pixels", pa.large_binary()),
+        pa.field("shape", pa.list_(pa.int32())),
+        pa.field("label", pa.int8()),
+        pa.field("weight", pa.float32()),
+    ]
+)
+
+
+class FeedClock:
+    """Seconds that a worker waited for its clips."""
+
+    def __init__(self) -> None:
+        self.waited = 0.0
+
+
+def batches(
+    samples: pa.Table,
+    steps: list[Step],
+    feed: Feed,
+    weights: dict[int, float],
+    *,
+    batch_size: int,
+    clock: FeedClock,
+) -> Iterator[Batch]:
+    """Yields a worker's batches in the order of its steps.
+
+    Args:
+        samples: all clips, of `SAMPLES_SCHEMA`.
+        steps: the worker's share of an epoch's plan; whole batches.
+        feed: makes clips of them.
+        weights: of each label.
+        batch_size: clips of a batch.
+        clock: takes the seconds that were waited.
+    """
+    order = samples.take([step.sample for step in steps])
+    counts = np.array([step.counts for step in steps])
+    classes = np.array([weights[label] for label in order["label"].to_pylist()])
+    order = order.append_column("weight", pa.array((counts * classes).astype(np.float32)))
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.preserve_order = True
+    blocks = [
+        order.slice(start, _CLIPS_PER_BLOCK) for start in range(0, len(order), _CLIPS_PER_BLOCK)
+    ]
+    clips = ray.data.from_arrow(blocks).map_batches(
+        feed, batch_size=None, batch_format="pyarrow", num_cpus=1
+    )
+    waiting: list[dict[str, Any]] = []
+    began = time.perf_counter()
+    for block in clips.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
+        assert isinstance(block, pa.Table)
+        clock.waited += time.perf_counter() - began
+        waiting += block.to_pylist()
+        while len(waiting) >= batch_size:
+            yield _batch(waiting[:batch_size])
+            del waiting[:batch_size]
+        began = time.perf_counter()
+    assert not waiting, "a share is whole batches"
+
+
+def _batch(rows: list[dict[str, Any]]) -> Batch:
+    return Batch(
+        clips=[
+            np.frombuffer(row["pixels"], np.uint8).reshape(row["shape"]).copy() for row in rows
+        ],
+        labels=[row["label"] for row in rows],
+        weights=[row["weight"] for row in rows],
+    )
