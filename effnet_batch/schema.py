@@ -258,6 +258,19 @@ def _video_fields() -> list[pa.Field]:
     ]
 
 
+def clips_schema() -> pa.Schema:
+    """Returns the Arrow schema of a part of prepared training videos: one row per video.
+
+    What is shown of a video that is ok lies in a file of its own, ``clips_uri``; ``clip_lengths``
+    are the pictures of each of its clips.
+    """
+    videos = videos_schema()
+    own = [pa.field("clips_uri", pa.string()), pa.field("clip_lengths", pa.list_(pa.int32()))]
+    kept = ["uri", "member", "label", "group", "split", "duration_seconds", "fps", "codec"]
+    kept += ["width", "height", "size_bytes", "is_partial"]
+    return pa.schema([*(videos.field(name) for name in kept), *own, *_record_fields()])
+
+
 def frames_schema(*, float16: bool = False) -> pa.Schema:
     """Returns the Arrow schema of a part of frame embeddings: one row per picture that was encoded.
 

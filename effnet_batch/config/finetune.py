@@ -3,7 +3,12 @@
 import dataclasses
 
 from effnet_batch.config.base import JobConfig, setting
-from effnet_batch.config.groups import EngineSettings, InputSettings, StorageSettings
+from effnet_batch.config.groups import (
+    ActorSettings,
+    EngineSettings,
+    InputSettings,
+    StorageSettings,
+)
 from effnet_batch.config.video import FaceDetectionSettings, SamplingSettings, VideoLimitSettings
 
 _LOSSES = ("all_steps", "last_step", "mean", "frames")
@@ -112,13 +117,9 @@ class ExportSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainingClusterSettings:
-    """Where it is trained."""
+class TrainingClusterSettings(ActorSettings):
+    """Where it is trained; the actors are those that decode the videos first."""
 
-    address: str | None = setting(None, "Ray cluster; default: RAY_ADDRESS, else this machine.")
-    num_actors: int | None = setting(None, "Actors that decode; default: all CPUs.", minimum=1)
-    cpus_per_actor: float | None = setting(None, "CPUs of one of them.", minimum=1)
-    gpus_per_actor: float | None = setting(None, "Unused while decoding.", minimum=0.01)
     num_workers: int = setting(1, "Processes that train together, one a GPU.", minimum=1)
     max_worker_failures: int = setting(3, "Deaths of workers that a run survives.", minimum=0)
 

@@ -20,7 +20,7 @@ _OURS: Final = re.compile(r"\beffnet_batch\.errors\.(\w+): (.*)")
 """Our own error in the last line of a traceback."""
 
 
-def cause_of(error: ray.exceptions.RayError) -> EffnetBatchError:
+def cause_of(error: Exception) -> EffnetBatchError:
     """Finds our own error inside Ray's, or says in one line what a worker died of."""
     seen: BaseException | None = error
     while seen is not None:

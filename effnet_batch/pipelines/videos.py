@@ -41,7 +41,7 @@ def run_videos(
     Raises:
         ray.exceptions.RayError: a worker raised or died too often.
     """
-    rows_per_part = config.to_flat()["rows_per_part"] or _MAX_VIDEOS_PER_PART
+    rows_per_part = config.to_flat().get("rows_per_part") or _MAX_VIDEOS_PER_PART
     share = -(-run.pending.num_rows // (placement.num_actors * _UNITS_PER_ACTOR))
     units = list(cut_units(run.pending, min(rows_per_part, share), KIND_VIDEO))
     placement = placement.bounded(len(units))

@@ -1,4 +1,4 @@
-"""Clips on their way to a training worker: read, blended, augmented by Ray Data in other processes."""
+"""Clips on their way to a training worker: read, blended and augmented in Ray Data's tasks."""
 
 import dataclasses
 import time
@@ -133,9 +133,7 @@ def batches(
 
 def _batch(rows: list[dict[str, Any]]) -> Batch:
     return Batch(
-        clips=[
-            np.frombuffer(row["pixels"], np.uint8).reshape(row["shape"]).copy() for row in rows
-        ],
+        clips=[np.frombuffer(row["pixels"], np.uint8).reshape(row["shape"]).copy() for row in rows],
         labels=[row["label"] for row in rows],
         weights=[row["weight"] for row in rows],
     )
