@@ -207,4 +207,5 @@ def class_weights(labels: Sequence[int], *, balance: bool) -> dict[int, float]:
     counts = {label: labels.count(label) for label in (0, 1)}
     if not balance:
         return dict.fromkeys(counts, 1.0)
-    return {label: len(labels) / (2 * count) for label, count in counts.items() if count}
+    present = {label: count for label, count in counts.items() if count}
+    return {label: len(labels) / (len(present) * count) for label, count in present.items()}
