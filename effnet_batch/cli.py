@@ -14,6 +14,7 @@ from effnet_batch.cli_command import (
 )
 from effnet_batch.cli_command import command as _command
 from effnet_batch.cli_console import Console, format_duration, format_size
+from effnet_batch.cli_learning import calibrate, evaluate, finetune
 from effnet_batch.cli_options import config_options, storage_flags
 from effnet_batch.cli_plan import plan
 
@@ -385,5 +386,5 @@ def checkpoints(console: Console) -> None:
     console.table(*checkpoint_rows())
 
 
-main.add_command(cluster)
-main.add_command(plan)
+for _command_elsewhere in (cluster, plan, finetune, evaluate, calibrate):
+    main.add_command(_command_elsewhere)

@@ -10,6 +10,7 @@ import click
 
 from effnet_batch.config import (
     EmbedConfig,
+    FinetuneConfig,
     JobConfig,
     ManifestConfig,
     RescoreConfig,
@@ -21,6 +22,7 @@ from effnet_batch.errors import ConfigError
 
 CONFIGS: dict[str, type[JobConfig]] = {
     "embed": EmbedConfig,
+    "finetune": FinetuneConfig,
     "manifest": ManifestConfig,
     "rescore": RescoreConfig,
     "score": ScoreConfig,

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from effnet_batch.config import FinetuneConfig
+from effnet_batch.config import FinetuneConfig, VideoLimitSettings
 from effnet_batch.errors import ConfigError, NoFaceError
 from effnet_batch.fingerprint import Fingerprint
 from effnet_batch.media.faces import MODEL_SHA256
@@ -17,8 +17,7 @@ from effnet_batch.pipelines.progress import Reporter
 from effnet_batch.pipelines.resolution import Resolution, library_versions, resolved_run
 from effnet_batch.pipelines.run import open_run, storage_options
 from effnet_batch.pipelines.summary import RunSummary
-from effnet_batch.pipelines.units import Task
-from effnet_batch.pipelines.video_workers import VideoWorker
+from effnet_batch.pipelines.video_workers import VideoTask, VideoWorker
 from effnet_batch.pipelines.videos import run_videos
 from effnet_batch.pipelines.views import check_view, faces_with, make_view, sampling_with
 from effnet_batch.schema import KIND_VIDEO, clips_schema, record_id
@@ -96,11 +95,16 @@ class ResolvedClips(Resolution):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PrepareTask(Task):
+class PrepareTask(VideoTask):
     """Everything a worker needs to know; plain values, no secret and no open file."""
 
     config: FinetuneConfig
     resolved: ResolvedClips
+
+    @property
+    def limits(self) -> VideoLimitSettings:
+        """What one video may cost."""
+        return self.config.limits
 
 
 class PrepareWorker(VideoWorker):
