@@ -19,8 +19,8 @@ from effnet_batch.pipelines.score import score
 from effnet_batch.pipelines.session import ray_session
 
 SETTINGS: dict[str, Any] = {
-    "network": "mobilenet_v2",
-    "weights": "random",
+    "network": "efficientnet_lite0",
+    "weights": "package:efficientnet-lite0",
     "lstm_layers": 1,
     "lstm_dim": 16,
     "image_size": 32,

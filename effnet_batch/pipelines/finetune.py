@@ -117,7 +117,7 @@ def finetune(
         )
         task = _task(config, storage, root, resolved, samples, validation)
         _train(config, task, reporter)
-        return _export(storage, root, config, task, left_out)
+        return _export(storage, root, config, task, left_out, reporter)
 
 
 def _check(config: FinetuneConfig) -> None:
@@ -339,7 +339,12 @@ def _train(config: FinetuneConfig, task: TrainTask, reporter: Reporter) -> None:
 
 
 def _export(
-    storage: Storage, root: str, config: FinetuneConfig, task: TrainTask, left_out: dict[str, int]
+    storage: Storage,
+    root: str,
+    config: FinetuneConfig,
+    task: TrainTask,
+    left_out: dict[str, int],
+    reporter: Reporter,
 ) -> Finetuned:
     """Writes the best checkpoint with calibration and thresholds fitted to validation scores."""
     best = load_checkpoint(join(task.folder, BEST_FILE), storage=storage)
@@ -347,7 +352,7 @@ def _export(
         judge(best.model, task.info, task.view, task.validation, storage, device="cpu")
     )
     labels = task.validation["label"].to_numpy()
-    info = _fitted(best.info, logits, labels, config)
+    info = _fitted(best.info, logits, labels, config, reporter)
     uri = join(root, MODEL_FILE)
     sha256 = save_checkpoint(uri, best.model, info, storage=storage)
     lines = storage.read(join(task.folder, METRICS_FILE)).decode().splitlines()
@@ -367,8 +372,13 @@ def _export(
 
 
 def _fitted(
-    info: CheckpointInfo, logits: np.ndarray, labels: np.ndarray, config: FinetuneConfig
+    info: CheckpointInfo,
+    logits: np.ndarray,
+    labels: np.ndarray,
+    config: FinetuneConfig,
+    reporter: Reporter,
 ) -> CheckpointInfo:
+    """Returns the description with what could be fitted; a detector that knows nothing has none."""
     export = config.export
     try:
         if export.calibration != "none":
@@ -380,8 +390,5 @@ def _fitted(
             thresholds = Thresholds(fake=lowest, no_forgery_found=lowest)
             info = dataclasses.replace(info, thresholds=thresholds)
     except ValueError as error:
-        raise JobError(
-            f"the checkpoint cannot be calibrated: {error}; it was trained all the same and lies "
-            f"in {TRAINING_FOLDER}/{BEST_FILE}; --calibration none takes it as it is"
-        ) from error
+        reporter.warning(f"the checkpoint is not calibrated: {error}")
     return info
