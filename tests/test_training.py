@@ -20,6 +20,7 @@ from effnet_batch.evaluation.metrics import Detections
 from effnet_batch.media.preprocess import Preprocessing
 from effnet_batch.media.sampling import Uniform
 from effnet_batch.media.video import open_video
+from effnet_batch.models.backbone import StochasticDepth
 from effnet_batch.models.sequence import SequenceClassifier
 from effnet_batch.models.sequence_config import SequenceConfig
 from effnet_batch.stages.lanes import StageClock
@@ -266,6 +267,15 @@ def test_frozen_parts_stay() -> None:
         start = trainer.model.state_dict()[key].clone()
         losses_of(trainer, some_batches(1))
         assert torch.equal(trainer.model.state_dict()[key], start) is not is_moving
+
+
+def test_blocks_are_left_out_only_when_asked_for() -> None:
+    lite = SequenceConfig(architecture="efficientnet_lite0")
+    for is_on in (False, True):
+        trainer = make_trainer(lite, stochastic_depth=is_on)
+        trainer.start_epoch(0)
+        depths = [m for m in trainer.model.modules() if isinstance(m, StochasticDepth)]
+        assert {module.training for module in depths} == {is_on}
 
 
 def test_what_is_shown_is_kept_as_it_was() -> None:

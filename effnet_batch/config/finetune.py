@@ -65,6 +65,9 @@ class OptimisationSettings:
     balance: bool = setting(True, "Weigh classes so that both count the same.")
     freeze_backbone: bool = setting(False, "Train what is behind the backbone alone.")
     freeze_batchnorm: bool = setting(True, "Leave the statistics of batch normalisation alone.")
+    stochastic_depth: bool = setting(
+        False, "Leave out blocks of an EfficientNet at random, as it was trained."
+    )
     ema: float | None = setting(
         None, "Decay of averaged weights, which are judged and kept.", minimum=0.5, maximum=0.99999
     )

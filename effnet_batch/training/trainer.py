@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from effnet_batch.config import OptimisationSettings
 from effnet_batch.errors import JobError
 from effnet_batch.media.preprocess import Preprocessing
+from effnet_batch.models.backbone import StochasticDepth
 from effnet_batch.models.sequence import SequenceClassifier
 from effnet_batch.training.augmentation import Clip
 from effnet_batch.training.losses import clip_losses
@@ -97,10 +98,14 @@ class Trainer:
         self.model.train()
         if self.settings.freeze_backbone:
             self.model.encoder.backbone.eval()
+        resting: tuple[type[nn.Module], ...] = ()
         if self.settings.freeze_batchnorm:
-            for module in self.model.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
+            resting += (nn.modules.batchnorm._BatchNorm,)
+        if not self.settings.stochastic_depth:
+            resting += (StochasticDepth,)
+        for module in self.model.modules():
+            if isinstance(module, resting):
+                module.eval()
 
     def train_step(self, batch: Batch, total_weight: float) -> float:
         """Takes one step; returns this worker's part of the step's mean loss.
