@@ -171,7 +171,7 @@ def prepare(
             resolved, nodes = found
             if run.pending.num_rows:
                 placement = resolve_placement(config.cluster, resolved.engine, nodes)
-                run_videos(run, config, resolved, placement, PrepareTask, PrepareWorker)
+                run_videos(run, config, resolved, placement, nodes, PrepareTask, PrepareWorker)
         return run.finish(), resolved
 
 
