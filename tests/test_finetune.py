@@ -27,7 +27,7 @@ SETTINGS: dict[str, Any] = {
     "faces": "none",
     "loss": "last_step",
     "clips_per_step": 4,
-    "learning_rate": 1e-3,
+    "learning_rate": 1e-4,
     "epochs": 3,
 }
 
