@@ -22,7 +22,7 @@ from decode_video import encode
 from process_tree import Cost, measure
 
 import effnet_batch
-from effnet_batch.manifest import read_manifest, write_manifest
+from effnet_batch.manifest import read_manifest, replace_manifest
 from effnet_batch.media.preprocess import Preprocessing
 from effnet_batch.models.aggregation import AggregationConfig
 from effnet_batch.models.checkpoint_info import CheckpointInfo
@@ -61,9 +61,9 @@ def multiply(stored: Path, many: Path, num_copies: int) -> None:
     """Writes an output of so many copies of each video of another one, under new names."""
     storage, paths = Storage(), OutputPaths(str(many))
     storage.write(paths.run, (stored / "run.json").read_bytes())
-    manifest = read_manifest(storage, str(stored))
+    manifest = read_manifest(storage, str(stored)).read()
     copies = [renamed(manifest, number) for number in range(num_copies)]
-    write_manifest(storage, str(many), pa.concat_tables(copies))
+    replace_manifest(storage, str(many), copies)
     parts = sorted((stored / "data").iterdir())
     metadata = read_metadata(pq.read_schema(parts[0]))
     del metadata[FRAMES_KEY]

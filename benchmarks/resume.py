@@ -90,7 +90,7 @@ def _fill(output: str, options: argparse.Namespace) -> None:
     storage, paths = Storage(), OutputPaths(output)
     run = json.loads(storage.read(paths.run))
     stamp = {"run_id": "20260101T000000-bench0", "fingerprint": run["fingerprint"]}
-    real = read_manifest(storage, output)
+    real = read_manifest(storage, output).read()
     prefix = real["uri"][0].as_py().rpartition("/")[0]
     uris = [f"{prefix}/synthetic/{i:07}.jpg" for i in range(options.records - 1)]
     etags = [hashlib.md5(uri.encode()).hexdigest() for uri in uris]
@@ -109,7 +109,7 @@ def _fill(output: str, options: argparse.Namespace) -> None:
         },
         schema=MANIFEST_SCHEMA,
     )
-    replace_manifest(storage, output, pa.concat_tables([real, made.cast(real.schema)]))
+    replace_manifest(storage, output, [real, made.cast(real.schema)])
     vectors = np.random.default_rng(0).random(options.rows_per_part * EMBEDDING_DIM, np.float32)
     metadata = {**stamp, "fingerprint_fields": run["fingerprint_fields"], "versions": {}}
 
@@ -151,7 +151,7 @@ def _part(
 
 def _add_source(output: str, uri: str) -> None:
     storage = Storage()
-    manifest = read_manifest(storage, output)
+    manifest = read_manifest(storage, output).read()
     info = storage.info(uri)
     row = {
         "uri": uri,
@@ -163,7 +163,7 @@ def _add_source(output: str, uri: str) -> None:
         "is_signed": False,
     }
     new = pa.Table.from_pylist([row], manifest.schema)
-    replace_manifest(storage, output, pa.concat_tables([manifest, new]))
+    replace_manifest(storage, output, [manifest, new])
 
 
 def _print(what: str, small: list[Cost], large: list[Cost]) -> None:

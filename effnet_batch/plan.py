@@ -136,7 +136,7 @@ def plan(
         manifest = str(Path(folder, "sample.parquet"))
         save_manifest(storage, canonical_uri(manifest), taken)
         costs = _run_sample(manifest, str(Path(folder, "output")), config, reporter or Silent())
-    return Plan(num_sources=len(sources), costs=costs)
+    return Plan(num_sources=sources.num_rows, costs=costs)
 
 
 def local_machines(costs: Costs) -> Machines:

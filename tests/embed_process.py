@@ -33,6 +33,12 @@ FAST_MODEL = (
 )
 """A real model that costs the tests little time, and slow enough to be struck at work."""
 
+IN_PASSES = (
+    "import sys; from effnet_batch import cli, prefixes; "
+    "prefixes.ROWS_PER_PASS = int(sys.argv.pop(1)); cli.main()"
+)
+"""The command as a program for ``python -c`` whose first argument is how many rows a pass has."""
+
 _PAUSE_SECONDS = 0.02
 _GONE_SECONDS = 60.0
 
@@ -40,16 +46,25 @@ _GONE_SECONDS = 60.0
 class EmbedProcess:
     """One run of the command; leaving ends every process that belongs to it."""
 
-    def __init__(self, server: S3Server, folder: Path, *arguments: str, **environment: str) -> None:
+    def __init__(
+        self,
+        server: S3Server,
+        folder: Path,
+        *arguments: str,
+        rows_per_pass: int | None = None,
+        **environment: str,
+    ) -> None:
         self.server = server
         # Every process of the run, whoever its parent becomes, has this name in its environment.
         self.mark = f"{folder}/tmp-{time.monotonic_ns()}"
         Path(self.mark).mkdir(parents=True)
-        command = [str(Path(sys.executable).parent / "effnet-batch"), *arguments]
+        program = [str(Path(sys.executable).parent / "effnet-batch")]
+        if rows_per_pass is not None:
+            program = [sys.executable, "-c", IN_PASSES, str(rows_per_pass)]
         self.log = Path(f"{self.mark}.log")
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                command,
+                [*program, *arguments],
                 env={**os.environ, **server.env, "TMPDIR": self.mark, **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -30,6 +30,8 @@ class Moment:
     victim: str
     """``driver``; ``machine``, which is the driver and all of Ray at once; or a Ray worker, by a
     part of its title."""
+    is_between_passes: bool = False
+    """Whether to wait until the next pass begins."""
 
 
 def moments(seed: int, *windows: tuple[float, float, str]) -> list[Moment]:
@@ -118,6 +120,9 @@ def strike(driver: EmbedProcess, place: Place, moment: Moment) -> set[str]:
     """Kill at a moment; return the keys of the parts that are committed by then."""
     num_parts = round(moment.share * place.num_records / place.rows_per_part)
     driver.wait_until(lambda: len(place.keys()) >= num_parts)
+    if moment.is_between_passes:
+        num_begun = driver.output.count("actor(s)")
+        driver.wait_until(lambda: driver.output.count("actor(s)") > num_begun)
     if moment.victim == "machine":
         driver.kill_all()
     elif moment.victim == "driver":
@@ -130,7 +135,11 @@ def strike(driver: EmbedProcess, place: Place, moment: Moment) -> set[str]:
 
 
 def run_and_strike(
-    tmp_path: Path, place: Place, runs: list[list[Moment]], *flags: str
+    tmp_path: Path,
+    place: Place,
+    runs: list[list[Moment]],
+    *flags: str,
+    rows_per_pass: int | None = None,
 ) -> list[set[str]]:
     """Run the same command again and again; return the parts that stood at each moment."""
     job, *settings = place.command
@@ -138,7 +147,9 @@ def run_and_strike(
     snapshots: list[set[str]] = []
     for moments in runs:
         finished, mark = place.finished(), place.server.access_log.mark()
-        with EmbedProcess(place.server, tmp_path, *command, *settings, *flags) as driver:
+        with EmbedProcess(
+            place.server, tmp_path, *command, *settings, *flags, rows_per_pass=rows_per_pass
+        ) as driver:
             snapshots += [strike(driver, place, moment) for moment in moments]
             if moments[-1].victim not in ("driver", "machine"):
                 assert driver.wait() == 0, driver.output

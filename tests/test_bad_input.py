@@ -25,11 +25,11 @@ from bad_files import (
     write_bad_shards,
     write_hostile_shards,
 )
+from manifest_tables import build_manifest
 from photographs import encode, photograph, small_jpegs
 from s3_server import S3Server
 
 from effnet_batch.cli import main
-from effnet_batch.manifest import build_manifest
 from effnet_batch.pipelines.session import ray_session
 from effnet_batch.storage import Storage
 from effnet_batch.storage.hosts import is_public

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from committed_parts import Row, manifest, part
+from manifest_tables import write_manifest
 
 import effnet_batch
 from effnet_batch import schema, sink
 from effnet_batch.ledger import Ledger
-from effnet_batch.manifest import write_manifest
 from effnet_batch.media.sampling import Clips, Uniform
 from effnet_batch.media.tracks import Box
 from effnet_batch.pipelines.maintain import compact, forget

@@ -64,12 +64,12 @@ def test_live_rows_and_states_are_those_of_the_obvious_model(parts: dict[str, li
     starts = np.cumsum([0, *(len(parts[one.uri.rsplit("/", 1)[1]]) for one in ledger.parts)])
     found = {
         (ledger.parts[number].uri.rsplit("/", 1)[1], row - int(starts[number]))
-        for row, number in enumerate(ledger.rows["part"].to_pylist())
-        if ledger.states().is_live[row]
+        for row, number in enumerate(ledger.rows.read()["part"].to_pylist())
+        if ledger.read().states.is_live[row]
     }
     assert found == places
 
-    states = {row["source"].hex(): row for row in ledger.states().table.to_pylist()}
+    states = {row["source"].hex(): row for row in ledger.read().states.table.to_pylist()}
     assert states.keys() == {source_id(source) for source in live}
     for source, rows in live.items():
         state = states[source_id(source)]
@@ -84,9 +84,9 @@ def test_live_rows_and_states_are_those_of_the_obvious_model(parts: dict[str, li
         assert state["last_version"] == next(r.version for r in every if r.attempt == last)
 
     statuses = Counter(row.status for rows in live.values() for _, _, row in rows)
-    assert ledger.count_live_by_status() == statuses
+    assert ledger.read().count_live_by_status() == statuses
     for status in STATUSES:
-        assert {one.hex() for one in ledger.sources_with_status([status]).to_pylist()} == {
+        assert {one.hex() for one in ledger.read().sources_with_status([status]).to_pylist()} == {
             source_id(source)
             for source, rows in live.items()
             if any(row.status == status for _, _, row in rows)
@@ -130,7 +130,7 @@ def test_a_refreshed_ledger_is_that_of_one_scan(
     columns = ["uri", "member", "attempt", "status"]
     assert list(ledger.live(columns)) == list(whole.live(columns))
     keys = [("source", "ascending")]
-    assert ledger.states().table.sort_by(keys) == whole.states().table.sort_by(keys)
+    assert ledger.read().states.table.sort_by(keys) == whole.read().states.table.sort_by(keys)
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 2, 700])
@@ -138,7 +138,7 @@ def test_a_part_is_read_from_its_tail(num_rows: int) -> None:
     rows = [Row(f"s3://b/{i}.jpg", 0, need=1) for i in range(num_rows)]
     ledger = ledger_of({"part-a.parquet": rows})
     assert not ledger.unreadable
-    assert len(ledger.rows) == num_rows
+    assert ledger.rows.num_rows == num_rows
     assert ledger.storage.num_read_whole == 0  # type: ignore[attr-defined]
 
 
@@ -157,7 +157,7 @@ def test_a_part_of_many_row_groups_is_read_although_its_tail_holds_the_last_grou
     ledger = Ledger.scan(storage, DATA)  # type: ignore[arg-type]
     assert not ledger.unreadable
     assert storage.num_read_whole == 1
-    assert {one.hex() for one in ledger.rows["source"].to_pylist()} == {
+    assert {one.hex() for one in ledger.rows.read()["source"].to_pylist()} == {
         source_id(row.source) for row in rows
     }
 
@@ -170,15 +170,15 @@ def test_a_footer_larger_than_the_guess_is_read_all_the_same(note_bytes: int) ->
     storage.put("part-b.parquet", part([Row("s3://b/5.jpg", 0, need=1)]))
     ledger = Ledger.scan(storage, DATA)  # type: ignore[arg-type]
     assert not ledger.unreadable
-    assert len(ledger.rows) == 6
-    assert pc.all(ledger.states().table["is_complete"]).as_py()
+    assert ledger.rows.num_rows == 6
+    assert pc.all(ledger.read().states.table["is_complete"]).as_py()
 
 
 def test_a_ledger_of_long_uris_and_messages_is_read() -> None:
     rows = [Row("s3://b/" + f"{i}" + "x" * 3_900, 0, need=1) for i in range(300)]
     ledger = ledger_of({"part-a.parquet": rows})
     assert not ledger.unreadable
-    assert len(ledger.rows) == 300
+    assert ledger.rows.num_rows == 300
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_a_damaged_part_is_named_and_counts_as_absent(damage: str) -> None:
     ledger = Ledger.scan(storage, DATA)  # type: ignore[arg-type]
     assert ledger.unreadable.keys() == {bad}
     assert [one.uri for one in ledger.parts] == [f"{DATA}/part-b.parquet"]
-    assert {one.hex() for one in ledger.rows["source"].to_pylist()} == {source_id("b")}
+    assert {one.hex() for one in ledger.rows.read()["source"].to_pylist()} == {source_id("b")}
 
 
 def test_files_that_are_no_parts_are_left_alone() -> None:

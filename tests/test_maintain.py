@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 from committed_parts import Row, manifest, part
 from hypothesis import given, settings
+from manifest_tables import read_manifest, write_manifest
 from test_ledger import histories
 
 from effnet_batch.errors import InputError, LockedError, OutageError
 from effnet_batch.ledger import Ledger
 from effnet_batch.lock import OutputLock
-from effnet_batch.manifest import read_manifest, write_manifest
 from effnet_batch.pipelines import maintain
 from effnet_batch.pipelines.maintain import compact, forget
 from effnet_batch.pipelines.verify import verify

@@ -9,9 +9,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from manifest_tables import build_manifest, save_manifest, summarize
 
 from effnet_batch.errors import InputError
-from effnet_batch.manifest import build_manifest, fetch_uris, save_manifest, summarize
+from effnet_batch.manifest import fetch_uris
 from effnet_batch.schema import source_id
 from effnet_batch.storage import Storage, StorageOptions
 

@@ -7,17 +7,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from manifest_tables import build_manifest, read_manifest, save_manifest, summarize, write_manifest
 
 from effnet_batch.errors import ConfigError, InputError
-from effnet_batch.manifest import (
-    build_manifest,
-    fetch_uris,
-    kind_of,
-    read_manifest,
-    save_manifest,
-    summarize,
-    write_manifest,
-)
+from effnet_batch.manifest import fetch_uris, kind_of
 from effnet_batch.pipelines.listing import list_input
 from effnet_batch.storage import Storage, StorageOptions
 

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from manifest_tables import build_manifest
 from read_sources import MIB, Recorder, content_of, read, source
 from s3_server import S3Server
 from shard_files import CountingStream, make_parquet, make_tar, make_zip
 
 from effnet_batch.errors import FetchError
-from effnet_batch.manifest import build_manifest, source_version
+from effnet_batch.manifest import source_version
 from effnet_batch.schema import record_id
 from effnet_batch.storage import Storage
 

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from manifest_tables import build_manifest
 from read_sources import MIB, Made, content_of, num_spooled, read, source
 from s3_server import S3Server
 from shard_files import make_tar
 
 from effnet_batch.errors import FetchError, OutageError, RecordError, TooLargeError
-from effnet_batch.manifest import build_manifest, source_version
+from effnet_batch.manifest import source_version
 from effnet_batch.stages.read import OutageGuard, read_items
 from effnet_batch.storage import ReadRequest, Storage
 

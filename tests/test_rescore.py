@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from embed_process import EmbedProcess
+from manifest_tables import read_manifest, write_manifest
 from s3_server import S3Server
 from shard_files import make_tar
 from test_rescore_stage import assert_close
@@ -21,7 +22,6 @@ import effnet_batch
 from effnet_batch import schema
 from effnet_batch.cli import main
 from effnet_batch.errors import ConfigError, FingerprintError, InputError
-from effnet_batch.manifest import read_manifest, write_manifest
 from effnet_batch.models.aggregation import AggregationConfig
 from effnet_batch.models.checkpoints import save_checkpoint
 from effnet_batch.models.sequence_config import SequenceConfig

@@ -10,6 +10,7 @@ from photographs import small_jpegs
 from test_maintain import everything_in
 
 import effnet_batch
+from effnet_batch import prefixes
 from effnet_batch.ledger import Ledger
 from effnet_batch.pipelines.maintain import compact, forget
 from effnet_batch.pipelines.run import RunSummary
@@ -67,7 +68,11 @@ class Output:
 
 
 @pytest.mark.slow
-def test_an_output_through_all_that_happens_to_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rows_per_pass", [prefixes.ROWS_PER_PASS, 4])
+def test_an_output_through_all_that_happens_to_it(
+    tmp_path: Path, rows_per_pass: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prefixes, "ROWS_PER_PASS", rows_per_pass)
     output = Output(tmp_path)
     for number in range(NUM_IMAGES):
         output.write(number, IMAGES[number])

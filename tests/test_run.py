@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from committed_parts import Row, part
+from manifest_tables import build_manifest
 
 from effnet_batch.config import EmbedConfig
 from effnet_batch.errors import (
@@ -16,7 +17,6 @@ from effnet_batch.errors import (
     StorageError,
 )
 from effnet_batch.fingerprint import Fingerprint
-from effnet_batch.manifest import build_manifest
 from effnet_batch.pipelines.maintain import output_status
 from effnet_batch.pipelines.resolve import resolve
 from effnet_batch.pipelines.run import open_run

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 from bad_files import Watch
 from click.testing import CliRunner
+from manifest_tables import build_manifest
 from PIL import Image
 from shard_files import edit_zip, make_parquet, make_tar, make_zip
 from skimage import data as photographs
@@ -21,7 +22,6 @@ from video_files import PLAYLISTS, encode, first_frames, sound_only, with_size
 
 import effnet_batch
 from effnet_batch.cli import main
-from effnet_batch.manifest import build_manifest
 from effnet_batch.media import faces
 from effnet_batch.models.checkpoints import save_checkpoint
 from effnet_batch.pipelines.session import ray_session

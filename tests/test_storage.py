@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from manifest_tables import build_manifest
 
 from effnet_batch.errors import (
     ConfigError,
@@ -15,7 +16,7 @@ from effnet_batch.errors import (
     StorageError,
     TooLargeError,
 )
-from effnet_batch.manifest import build_manifest, source_version
+from effnet_batch.manifest import source_version
 from effnet_batch.storage import ReadRequest, Storage, StorageOptions, canonical_uri
 
 

@@ -8,11 +8,12 @@ reason, and its version is unchanged.
 
 from effnet_batch.ledger.frames import read_frames_of
 from effnet_batch.ledger.parts import Part, ids_from_hex, list_parts
-from effnet_batch.ledger.scan import Ledger
+from effnet_batch.ledger.scan import Ledger, LedgerPass
 from effnet_batch.ledger.states import SourceStates, find_repeated
 
 __all__ = [
     "Ledger",
+    "LedgerPass",
     "Part",
     "SourceStates",
     "find_repeated",

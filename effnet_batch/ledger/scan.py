@@ -1,5 +1,6 @@
 """The ledger of one output: found by listing, read from the parts' tails, kept up to date."""
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 from effnet_batch.errors import FetchError, OutageError, RecordError
 from effnet_batch.ledger.parts import ID, ROWS_SCHEMA, Part, list_parts, read_rows, tail_size
 from effnet_batch.ledger.states import SourceStates, group_states
+from effnet_batch.prefixes import EVERY, RowsByPrefix, cut_passes
 from effnet_batch.schema import STATUSES
 from effnet_batch.sink import FRAMES_KEY, frame_folder, frame_parts
 from effnet_batch.storage import ReadRequest, Storage
@@ -19,10 +21,39 @@ from effnet_batch.storage import ReadRequest, Storage
 _PARTS_PER_REQUEST: Final = 128
 
 
-class Ledger:
-    """The rows of `LEDGER_COLUMNS` of every part of one output.
+@dataclasses.dataclass(frozen=True)
+class LedgerPass:
+    """What is committed of the sources of one pass."""
 
-    Memory grows with the committed records, some 100 bytes each.
+    rows: pa.Table
+    """Of `ROWS_SCHEMA`."""
+    numbers: np.ndarray
+    """int64, one per row: its place among all rows of the ledger."""
+    states: SourceStates
+    """The state of every source, and which rows are live."""
+
+    def count_live_by_status(self) -> dict[str, int]:
+        """Returns how many live records have each status, without the zeros."""
+        codes = np.asarray(self.rows["status"])[self.states.is_live]
+        counts = np.bincount(codes, minlength=len(STATUSES))
+        return {STATUSES[code]: int(count) for code, count in enumerate(counts) if count}
+
+    def sources_with_status(self, statuses: Iterable[str]) -> pa.Array:
+        """Returns the ids (16 bytes) of the sources with a live record of one of these statuses."""
+        is_wanted = self.states.is_live & self.has_status(statuses)
+        return pc.unique(self.rows["source"].filter(pa.array(is_wanted))).cast(ID)
+
+    def has_status(self, statuses: Iterable[str]) -> np.ndarray:
+        """Returns which rows have one of these statuses, as bool [number of rows]."""
+        codes = pa.array([STATUSES.index(name) for name in statuses], pa.int8())
+        return np.asarray(pc.is_in(self.rows["status"], codes))
+
+
+class Ledger:
+    """The rows of `LEDGER_COLUMNS` of every part of one output, some 100 bytes each.
+
+    Attributes:
+        rows: every committed row, of `ROWS_SCHEMA`.
     """
 
     def __init__(self, storage: Storage, data_uri: str) -> None:
@@ -35,9 +66,8 @@ class Ledger:
         """Every fingerprint found in a part."""
         self.frames: dict[str, list[str]] = {}
         """The parts of frame embeddings of every part that has any, by its URI."""
-        self._tables: list[pa.Table] = []
+        self.rows = RowsByPrefix(ROWS_SCHEMA, "source")
         self._num_rows: list[int] = []  # of every part
-        self._states: SourceStates | None = None
         self._listed_frames: set[str] | None = None
 
     @classmethod
@@ -103,8 +133,7 @@ class Ledger:
             self.parts += readable
             self._num_rows += [table.num_rows for table in tables]
             # Thousands of small tables cost more memory than what is in them.
-            self._tables.append(pa.concat_tables(tables).combine_chunks())
-            self._states = None
+            self.rows.add(pa.concat_tables(tables).combine_chunks())
 
     def _frame_names(self) -> set[str]:
         """Returns the frames that are there; listed after the parts, which are committed later."""
@@ -113,16 +142,10 @@ class Ledger:
             self._listed_frames = {i.uri for page in self.storage.list(folder) for i in page}
         return self._listed_frames
 
-    @property
-    def rows(self) -> pa.Table:
-        """Every committed row: source, record, version, attempt, status, need, part."""
-        return pa.concat_tables(self._tables) if self._tables else ROWS_SCHEMA.empty_table()
-
-    def states(self) -> SourceStates:
-        """Returns the state of every source, and which rows are live."""
-        if self._states is None:
-            self._states = group_states(self.rows, self._part_order())
-        return self._states
+    def read(self, prefixes: range = EVERY) -> LedgerPass:
+        """Returns what is committed of the sources of a pass, by default of all."""
+        rows, numbers = self.rows.read_numbered(prefixes)
+        return LedgerPass(rows, numbers, group_states(rows, self._part_order()))
 
     def _part_order(self) -> np.ndarray:
         """Returns the rank of every part's name; refreshes may have found names out of order."""
@@ -130,19 +153,6 @@ class Ledger:
         names = [part.uri for part in self.parts]
         order[sorted(range(len(names)), key=names.__getitem__)] = np.arange(len(names))
         return order
-
-    def count_live_by_status(self) -> dict[str, int]:
-        """Returns how many live records have each status, without the zeros."""
-        codes = np.asarray(self.rows["status"])[self.states().is_live]
-        counts = np.bincount(codes, minlength=len(STATUSES))
-        return {STATUSES[code]: int(count) for code, count in enumerate(counts) if count}
-
-    def sources_with_status(self, statuses: Iterable[str]) -> pa.Array:
-        """Returns the ids (16 bytes) of the sources with a live record of one of these statuses."""
-        codes = pa.array([STATUSES.index(name) for name in statuses], pa.int8())
-        rows = self.rows.select(["source", "status"])
-        is_wanted = np.asarray(pc.is_in(rows["status"], codes)) & self.states().is_live
-        return pc.unique(rows["source"].filter(pa.array(is_wanted))).cast(ID)
 
     def live(
         self,
@@ -171,16 +181,19 @@ class Ledger:
         Raises:
             RecordError: a part vanished or broke since the scan.
         """
-        is_live = self.states().is_live
-        if set(statuses) != set(STATUSES):
-            codes = [STATUSES.index(name) for name in statuses]
-            is_live = is_live & np.isin(np.asarray(self.rows["status"]), codes)
+        ids = None
         if records is not None:
             ids = pa.array([bytes.fromhex(record) for record in records], ID)
-            is_live = is_live & np.asarray(pc.is_in(self.rows["record"], value_set=ids))
+        is_wanted = np.zeros(self.rows.num_rows, bool)
+        for prefixes in cut_passes(self.rows):
+            found = self.read(prefixes)
+            is_found = found.states.is_live & found.has_status(statuses)
+            if ids is not None:
+                is_found &= np.asarray(pc.is_in(found.rows["record"], value_set=ids))
+            is_wanted[found.numbers] = is_found
         starts = np.cumsum([0, *self._num_rows])
         order = np.argsort(self._part_order())
-        wanted = [int(i) for i in order if is_live[starts[i] : starts[i + 1]].any()]
+        wanted = [int(i) for i in order if is_wanted[starts[i] : starts[i + 1]].any()]
         for chunk in (wanted[i : i + 8] for i in range(0, len(wanted), 8)):
             requests = [ReadRequest(self.parts[i].uri) for i in chunk]
             for i, data in zip(chunk, self.storage.read_many(requests), strict=True):
@@ -189,6 +202,6 @@ class Ledger:
                 table = pq.read_table(
                     pa.BufferReader(data), columns=None if columns is None else list(columns)
                 )
-                mask = is_live[starts[i] : starts[i + 1]]
+                mask = is_wanted[starts[i] : starts[i + 1]]
                 rows = table if mask.all() else table.filter(pa.array(mask))
                 yield self.parts[i].uri, rows

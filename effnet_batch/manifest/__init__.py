@@ -18,7 +18,6 @@ from effnet_batch.manifest.store import (
     select_sources,
     source_version,
     summarize,
-    update_manifest,
     write_manifest,
 )
 
@@ -36,6 +35,5 @@ __all__ = [
     "select_sources",
     "source_version",
     "summarize",
-    "update_manifest",
     "write_manifest",
 ]

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Final
 from urllib.parse import urlsplit
 
-import numpy as np
 import pyarrow as pa
 
 from effnet_batch import schema
@@ -17,6 +16,7 @@ from effnet_batch.errors import ConfigError, FetchError, InputError
 from effnet_batch.manifest.columns import Columns, kind_of, path_of
 from effnet_batch.manifest.lists import LIST_EXTENSIONS, Entry, look_at_parquet, read_entries
 from effnet_batch.manifest.store import select_sources
+from effnet_batch.prefixes import RowsByPrefix
 from effnet_batch.shards import medium_of
 from effnet_batch.storage import ObjectInfo, Storage, canonical_uri, redact, scheme_of
 from effnet_batch.storage.hosts import is_public
@@ -46,7 +46,7 @@ def build_manifest(
     seed: int = 0,
     exclude: str | None = None,
     skip_bad_lines: bool = False,
-) -> pa.Table:
+) -> RowsByPrefix:
     """Lists an input.
 
     In a folder or glob, files whose extension is neither the medium's nor a shard's are skipped
@@ -74,7 +74,8 @@ def build_manifest(
         skip_bad_lines: leave out entries of a list that are refused, instead of failing.
 
     Returns:
-        Table of `schema.MANIFEST_SCHEMA` in the order of the listing, each URI once.
+        Rows of `schema.MANIFEST_SCHEMA`, each URI once; in the order of the listing where they
+        fit one pass.
 
     Raises:
         InputError: there is nothing to read, or a list has entries that are refused, such as a
@@ -113,15 +114,14 @@ def build_manifest(
             + (f"; skipped: {skipped}; --kind says what unknown ones are" if skipped else "")
         )
     if medium is None:
-        media = columns.found_media()
+        media = columns.num_by_medium
         if len(media) > 1:
             counts = " and ".join(f"{number:,} {name}s" for name, number in media.items())
             raise InputError(f"{found.uri}: {counts}; --medium says which of them to read")
         medium = next(iter(media), schema.KIND_IMAGE)
-    table = columns.table(medium)
-    if found.form is not None:
-        table = _distinct(table)
-    return select_sources(table, limit=limit, sample=sample, seed=seed)
+    return select_sources(
+        columns.rows(medium), is_distinct=found.form is None, limit=limit, sample=sample, seed=seed
+    )
 
 
 def fetch_uris(
@@ -344,12 +344,3 @@ def _is_private(host: str) -> bool:
         return not is_public(socket.inet_ntoa(socket.inet_aton(host)))
     except OSError:
         return host.rstrip(".").rpartition(".")[2] in _PRIVATE_NAMES
-
-
-def _distinct(table: pa.Table) -> pa.Table:
-    """Returns the first row of each source."""
-    rows = pa.table({"source_id": table["source_id"], "row": np.arange(table.num_rows)})
-    first = rows.group_by("source_id").aggregate([("row", "min")])["row_min"]
-    if len(first) == table.num_rows:
-        return table
-    return table.take(np.sort(first.to_numpy()))

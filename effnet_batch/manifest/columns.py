@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from effnet_batch import schema
+from effnet_batch.prefixes import RowsByPrefix
 from effnet_batch.shards import medium_of
 from effnet_batch.storage import local_path, scheme_of
 from effnet_batch.storage.uris import LOCAL, WEB_SCHEMES
@@ -74,7 +75,7 @@ class Columns:
     """Collects rows and turns each page of them into Arrow, so that few are Python objects.
 
     Args:
-        medium: what plain sources are; None for either, which `table` must then be told.
+        medium: what plain sources are; None for either, which `rows` must then be told.
         kind: what sources are whose name does not say; None for the medium.
         label_from: ``parent`` labels a source without a label by its folder's name.
     """
@@ -84,7 +85,8 @@ class Columns:
         self._kind = kind or medium or _UNKNOWN
         self._label_from = label_from
         self._page: list[dict[str, Any]] = []
-        self._batches: list[pa.RecordBatch] = []
+        self._rows = RowsByPrefix(schema.MANIFEST_SCHEMA)
+        self._num_by_kind: Counter[str] = Counter()
         self._skipped: Counter[str] = Counter()
         self.num_rows = 0
         self.num_bad_lines = 0
@@ -105,11 +107,13 @@ class Columns:
         """Adds one source under its canonical URI; ``kind`` overrides what its name says."""
         if label is None and self._label_from == "parent":
             label = _parent_name(uri)
+        kind = kind or kind_of(uri, self._medium) or self._kind
+        self._num_by_kind[kind] += 1
         self._page.append(
             {
                 "uri": uri,
                 "source_id": schema.source_id(uri),
-                "kind": kind or kind_of(uri, self._medium) or self._kind,
+                "kind": kind,
                 "size_bytes": size_bytes,
                 "etag": etag,
                 "mtime": mtime,
@@ -137,15 +141,13 @@ class Columns:
         """Number of skipped files by extension."""
         return dict(sorted(self._skipped.items()))
 
-    def found_media(self) -> dict[str, int]:
-        """Returns how many sources are of each medium, of those that say it."""
-        self._flush()
-        kinds = pa.Table.from_batches(self._batches, schema.MANIFEST_SCHEMA)["kind"].value_counts()
-        counts = {row["values"]: row["counts"] for row in kinds.to_pylist()}
-        return {medium: counts[medium] for medium in schema.MEDIA if medium in counts}
+    @property
+    def num_by_medium(self) -> dict[str, int]:
+        """How many sources are of each medium, of those that say it."""
+        return {name: self._num_by_kind[name] for name in schema.MEDIA if name in self._num_by_kind}
 
-    def table(self, medium: str) -> pa.Table:
-        """Returns all rows, with their medium and what was skipped in the metadata.
+    def rows(self, medium: str) -> RowsByPrefix:
+        """Returns all rows, with their medium and what was skipped in the schema's metadata.
 
         Args:
             medium: what plain sources are that do not say it.
@@ -157,16 +159,19 @@ class Columns:
             "num_skipped_by_extension": self.skipped,
             "num_bad_lines": self.num_bad_lines,
         }
-        table = pa.Table.from_batches(self._batches, schema.MANIFEST_SCHEMA)
-        if self._kind == _UNKNOWN:
-            kinds = pc.if_else(pc.equal(table["kind"], _UNKNOWN), medium, table["kind"])
-            table = table.set_column(table.schema.get_field_index("kind"), _KIND_FIELD, kinds)
-        return table.replace_schema_metadata({METADATA_KEY: json.dumps(notes)})
+        rows = self._rows
+        if _UNKNOWN in self._num_by_kind:
+            rows = RowsByPrefix(self._rows.schema)
+            for table in self._rows.tables():
+                kinds = pc.if_else(pc.equal(table["kind"], _UNKNOWN), medium, table["kind"])
+                place = table.schema.get_field_index("kind")
+                rows.add(table.set_column(place, _KIND_FIELD, kinds))
+        rows.schema = rows.schema.with_metadata({METADATA_KEY: json.dumps(notes)})
+        return rows
 
     def _flush(self) -> None:
         if self._page:
-            batch = pa.RecordBatch.from_pylist(self._page, schema.MANIFEST_SCHEMA)
-            self._batches.append(batch)
+            self._rows.add(pa.Table.from_pylist(self._page, schema.MANIFEST_SCHEMA))
             self._page = []
 
 

@@ -6,7 +6,8 @@ import hashlib
 import io
 import json
 import secrets
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 from effnet_batch import schema
 from effnet_batch.errors import FetchError, InputError
 from effnet_batch.manifest.columns import METADATA_KEY
+from effnet_batch.prefixes import RowsByPrefix, cut_passes
 from effnet_batch.storage import Storage, discarding_empty, join
 
 _FOLDER: Final = "manifest"
@@ -46,9 +48,8 @@ class ManifestSummary:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ManifestUpdate:
-    """A manifest brought up to date."""
+    """What bringing a manifest up to date changed."""
 
-    table: pa.Table
     num_added: int
     num_changed: int
     """Sources whose etag, size or mtime is another one."""
@@ -58,14 +59,19 @@ class ManifestUpdate:
     """URIs of the first ten of them."""
 
 
-def summarize(table: pa.Table) -> ManifestSummary:
+def summarize(sources: RowsByPrefix) -> ManifestSummary:
     """Returns what a manifest holds and what its listing left out."""
-    notes: dict[str, Any] = json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"{}"))
-    kinds = {row["values"]: row["counts"] for row in table["kind"].value_counts().to_pylist()}
+    notes: dict[str, Any] = json.loads((sources.schema.metadata or {}).get(METADATA_KEY, b"{}"))
+    kinds: Counter[str] = Counter()
+    num_signed = 0
+    for table in sources.tables():
+        found = table["kind"].value_counts().to_pylist()
+        kinds.update({row["values"]: row["counts"] for row in found})
+        num_signed += pc.sum(table["is_signed"].cast(pa.int64())).as_py() or 0
     return ManifestSummary(
-        num_sources=table.num_rows,
+        num_sources=sources.num_rows,
         num_by_kind={kind: kinds[kind] for kind in schema.KINDS if kind in kinds},
-        num_signed=pc.sum(table["is_signed"].cast(pa.int64())).as_py() or 0,
+        num_signed=num_signed,
         num_skipped_by_extension=notes.get("num_skipped_by_extension", {}),
         num_bad_lines=notes.get("num_bad_lines", 0),
         medium=notes.get("medium", schema.KIND_IMAGE),
@@ -83,35 +89,76 @@ def source_version(table: pa.Table) -> pa.ChunkedArray:
 
 
 def select_sources(
-    table: pa.Table, *, limit: int | None = None, sample: int | None = None, seed: int = 0
-) -> pa.Table:
-    """Returns some of a manifest's sources, in the manifest's order.
+    sources: RowsByPrefix,
+    *,
+    is_distinct: bool = True,
+    limit: int | None = None,
+    sample: int | None = None,
+    seed: int = 0,
+) -> RowsByPrefix:
+    """Returns some of a manifest's sources, each once.
+
+    Needs a few bytes of memory for every source, whatever their number.
 
     Args:
-        table: a manifest.
+        sources: a manifest.
+        is_distinct: every source stands there once; else the first row of each is taken.
         limit: keep the first ``limit`` of what is left after sampling.
         sample: keep this many at random. Sources are ranked by a hash of seed and source_id, so
             the same seed gives the same sources in any order of listing, and a smaller sample is
             part of a larger one.
         seed: which ranking.
     """
-    if sample is not None and sample < table.num_rows:
-        ranks = np.empty(table.num_rows, np.uint64)
-        position = 0
-        for chunk in table["source_id"].chunks:
-            for source in chunk.to_pylist():
-                digest = hashlib.blake2b(f"{seed}:{source}".encode(), digest_size=8).digest()
-                ranks[position] = int.from_bytes(digest)
-                position += 1
-        table = table.take(np.sort(np.argsort(ranks, kind="stable")[:sample]))
-    return table if limit is None else table.slice(0, limit)
+    if is_distinct and limit is None and sample is None:
+        return sources
+    is_kept = np.full(sources.num_rows, is_distinct)
+    ranks = np.zeros(0 if sample is None else sources.num_rows, np.uint64)
+    passes = cut_passes(sources)
+    for prefixes in passes:
+        table, numbers = sources.read_numbered(prefixes)
+        if not is_distinct:
+            is_kept[numbers[_first_rows(table)]] = True
+        if sample is not None:
+            ranks[numbers] = _ranks(table, seed)
+    kept = np.flatnonzero(is_kept)
+    if sample is not None and sample < len(kept):
+        kept = np.sort(kept[np.argsort(ranks[kept], kind="stable")[:sample]])
+    kept = kept[:limit]
+    if len(kept) == sources.num_rows:
+        return sources
+    is_kept[:] = False
+    is_kept[kept] = True
+    selected = RowsByPrefix(sources.schema)
+    for prefixes in passes:
+        table, numbers = sources.read_numbered(prefixes)
+        selected.add(table.filter(pa.array(is_kept[numbers])))
+    return selected
 
 
-def update_manifest(old: pa.Table, new: pa.Table) -> ManifestUpdate:
-    """Brings a manifest up to date with a new listing of the same input.
+def _first_rows(table: pa.Table) -> np.ndarray:
+    """Returns where each source stands first."""
+    rows = pa.table({"source_id": table["source_id"], "row": np.arange(table.num_rows)})
+    return np.asarray(rows.group_by("source_id").aggregate([("row", "min")])["row_min"])
 
-    Sources keep their place; new ones follow at the end; those that are not listed any more stay.
-    """
+
+def _ranks(table: pa.Table, seed: int) -> np.ndarray:
+    """Returns a number for every source that only it and the seed determine, as uint64."""
+    ranks = np.empty(table.num_rows, np.uint64)
+    position = 0
+    for chunk in table["source_id"].chunks:
+        for source in chunk.to_pylist():
+            digest = hashlib.blake2b(f"{seed}:{source}".encode(), digest_size=8).digest()
+            ranks[position] = int.from_bytes(digest)
+            position += 1
+    return ranks
+
+
+def _update_pass(old: pa.Table, new: pa.Table) -> tuple[pa.Table, ManifestUpdate]:
+    """Brings the sources of a pass up to date with their new listing, see `write_manifest`."""
+    if not old.num_rows:  # the usual case, which need not copy a large manifest
+        return new, ManifestUpdate(
+            num_added=new.num_rows, num_changed=0, num_vanished=0, vanished=()
+        )
     in_new = pc.index_in(old["source_id"], pa.array(new["source_id"].combine_chunks()))
     is_listed = in_new.is_valid().to_numpy()
     at_new = in_new.fill_null(0).to_numpy().astype(np.int64)
@@ -123,8 +170,7 @@ def update_manifest(old: pa.Table, new: pa.Table) -> ManifestUpdate:
     before = source_version(old).filter(pa.array(is_listed))
     after = source_version(new).take(pa.array(at_new[is_listed]))
     vanished = old["uri"].filter(pa.array(~is_listed))
-    return ManifestUpdate(
-        table=table,
+    return table, ManifestUpdate(
         num_added=int(is_added.sum()),
         num_changed=pc.sum(pc.not_equal(before, after).cast(pa.int64())).as_py() or 0,
         num_vanished=len(vanished),
@@ -146,34 +192,46 @@ def check_savable(storage: Storage, uri: str) -> None:
         storage.check_writable(folder)
 
 
-def save_manifest(storage: Storage, uri: str, table: pa.Table) -> None:
+def save_manifest(storage: Storage, uri: str, sources: RowsByPrefix) -> None:
     """Writes a manifest as one Parquet file that can be the input of any job."""
-    storage.write(uri, _encode(table))
+    storage.write(uri, _encode(sources.schema, sources.tables()))
 
 
 def write_manifest(
-    storage: Storage, output: str, table: pa.Table, *, update: bool = False
+    storage: Storage, output: str, sources: RowsByPrefix, *, update: bool = False
 ) -> ManifestUpdate:
     """Writes the manifest of an output and returns what that changed.
 
     Args:
         storage: how ``output`` is reached.
         output: canonical URI of the output.
-        table: the manifest.
-        update: bring the manifest that is there up to date, as `update_manifest` does, instead of
-            replacing it.
+        sources: the manifest.
+        update: bring the manifest that is there up to date, instead of replacing it. Sources keep
+            their place in it; new ones follow at the end; those that are not listed any more stay.
     """
-    old = table.slice(0, 0)
+    old = RowsByPrefix(sources.schema)
     if update:
         # A damaged one counts as none: what is done stands in the parts.
         with contextlib.suppress(InputError):
             old = read_manifest(storage, output)
-    change = update_manifest(old, table)
-    replace_manifest(storage, output, change.table)
-    return change
+    changes: list[ManifestUpdate] = []
+
+    def updated() -> Iterator[pa.Table]:
+        for prefixes in cut_passes(old, sources):
+            table, change = _update_pass(old.read(prefixes), sources.read(prefixes))
+            changes.append(change)
+            yield table
+
+    replace_manifest(storage, output, updated())
+    return ManifestUpdate(
+        num_added=sum(change.num_added for change in changes),
+        num_changed=sum(change.num_changed for change in changes),
+        num_vanished=sum(change.num_vanished for change in changes),
+        vanished=tuple(uri for change in changes for uri in change.vanished)[:_MAX_VANISHED],
+    )
 
 
-def replace_manifest(storage: Storage, output: str, table: pa.Table) -> None:
+def replace_manifest(storage: Storage, output: str, tables: Iterable[pa.Table]) -> None:
     """Replaces the manifest of an output: readers see the old one or the new one.
 
     Parts of at most a million rows come first under new names, then the marker that names them
@@ -182,15 +240,19 @@ def replace_manifest(storage: Storage, output: str, table: pa.Table) -> None:
     Args:
         storage: how ``output`` is reached.
         output: canonical URI of the output.
-        table: the manifest.
+        tables: the manifest, a pass at a time; at least one.
     """
     folder = join(output, _FOLDER)
     version = secrets.token_hex(4)
-    names = []
-    for index, start in enumerate(range(0, max(table.num_rows, 1), _ROWS_PER_PART)):
-        names.append(f"part-{version}-{index:05}.parquet")
-        storage.write(join(folder, names[-1]), _encode(table.slice(start, _ROWS_PER_PART)))
-    marker = {"version": 1, "num_sources": table.num_rows, "parts": names}
+    names: list[str] = []
+    num_sources = 0
+    for table in tables:
+        for start in range(0, max(table.num_rows, 1), _ROWS_PER_PART):
+            names.append(f"part-{version}-{len(names):05}.parquet")
+            part = table.slice(start, _ROWS_PER_PART)
+            storage.write(join(folder, names[-1]), _encode(table.schema, [part]))
+        num_sources += table.num_rows
+    marker = {"version": 1, "num_sources": num_sources, "parts": names}
     storage.write(join(folder, _MARKER), json.dumps(marker, indent=1).encode())
     kept = {join(folder, name) for name in (*names, _MARKER)}
     found = [info.uri for page in storage.list(folder) for info in page]
@@ -202,7 +264,7 @@ def has_manifest(storage: Storage, output: str) -> bool:
     return _marker(storage, join(output, _FOLDER)) is not None
 
 
-def read_manifest(storage: Storage, output: str) -> pa.Table:
+def read_manifest(storage: Storage, output: str) -> RowsByPrefix:
     """Returns the manifest of an output.
 
     Raises:
@@ -213,20 +275,20 @@ def read_manifest(storage: Storage, output: str) -> pa.Table:
     names = _marker(storage, folder)
     if names is None:
         raise InputError(f"{folder}: no complete manifest; run the job with its input again")
+    sources = RowsByPrefix(schema.MANIFEST_SCHEMA)
     try:
-        tables = [
-            # Threads would hold several row groups twice, unpacked and decoded.
-            pq.read_table(pa.BufferReader(storage.read(join(folder, name))), use_threads=False)
-            for name in names
-        ]
-        table = pa.concat_tables(tables)
-        return table.select(schema.MANIFEST_SCHEMA.names).cast(
-            schema.MANIFEST_SCHEMA.with_metadata(tables[0].schema.metadata)
-        )
+        for name in names:
+            part = pq.ParquetFile(pa.BufferReader(storage.read(join(folder, name))))
+            sources.schema = sources.schema.with_metadata(part.schema_arrow.metadata)
+            for group in range(part.num_row_groups):
+                # Threads would hold several row groups twice, unpacked and decoded.
+                table = part.read_row_group(group, use_threads=False)
+                sources.add(table.select(sources.schema.names).cast(sources.schema))
     except (FetchError, pa.ArrowException, KeyError) as error:
         raise InputError(
             f"{folder}: the manifest is damaged: {error}; run the job with --update"
         ) from None
+    return sources
 
 
 def _marker(storage: Storage, folder: str) -> Sequence[str] | None:
@@ -243,13 +305,11 @@ def _marker(storage: Storage, folder: str) -> Sequence[str] | None:
         raise InputError(f"{uri}: damaged: {error}; run the job with --update") from None
 
 
-def _encode(table: pa.Table) -> bytes:
+def _encode(columns: pa.Schema, tables: Iterable[pa.Table]) -> bytes:
     buffer = io.BytesIO()
-    pq.write_table(
-        table,
-        buffer,
-        compression="zstd",
-        row_group_size=_ROWS_PER_GROUP,
-        use_dictionary=_DICTIONARY_COLUMNS,
-    )
+    with pq.ParquetWriter(
+        buffer, columns, compression="zstd", use_dictionary=_DICTIONARY_COLUMNS
+    ) as writer:
+        for table in tables:
+            writer.write_table(table, row_group_size=_ROWS_PER_GROUP)
     return buffer.getvalue()

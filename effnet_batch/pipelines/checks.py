@@ -1,10 +1,12 @@
 """A look at the sources before any cluster is started: what cannot work is said at once."""
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
 
+from effnet_batch.config import InputSettings, JobConfig
 from effnet_batch.errors import ConfigError, FetchError, OutageError, StorageError
 from effnet_batch.schema import STATUS_OK, STATUSES
 from effnet_batch.storage import Storage, canonical_uri, scheme_of
@@ -29,6 +31,13 @@ def check_retry(statuses: Sequence[str]) -> None:
     for name in statuses:
         if name not in failed:
             raise ConfigError(f"unknown status {name!r}; allowed are {', '.join(failed)}")
+
+
+def changed_listing(before: dict[str, Any], config: JobConfig) -> list[str]:
+    """Returns the settings of the listing that are not those the input was listed with."""
+    names = [field.name for field in dataclasses.fields(InputSettings)]
+    now = config.to_flat()
+    return [name for name in names if name in before and before[name] != now[name]]
 
 
 def check_sources(pending: pa.Table, input: str, storage: Storage, *, is_resumed: bool) -> None:

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import pyarrow as pa
-
 from effnet_batch.config import EmbedConfig
 from effnet_batch.models.weights import check_names
 from effnet_batch.pipelines.embed_graphs import embed_graph
@@ -96,12 +94,13 @@ def _embed_pending(run: Run, config: EmbedConfig, resolved: Resolved, nodes: Nod
         run_id=run.run_id,
         resolved=resolved,
         num_lanes=placement.num_lanes,
-        rows_per_part=_rows_per_part(run.pending, config, placement),
+        rows_per_part=_rows_per_part(run.pending.num_rows, config, placement),
     )
-    units = list(cut_units(run.pending, task.rows_per_part))
-    placement = placement.bounded(len(units))
-    run.reporter.message(describe(resolved, placement))
-    run_units(run, units, embed_graph(task, placement))
+    for pending in run.passes():
+        units = list(cut_units(pending, task.rows_per_part, first_unit=run.num_units))
+        bounded = placement.bounded(len(units))
+        run.reporter.message(describe(resolved, bounded))
+        run_units(run, units, embed_graph(task, bounded))
 
 
 def describe(resolved: Resolved, placement: Placement) -> str:
@@ -113,12 +112,12 @@ def describe(resolved: Resolved, placement: Placement) -> str:
     )
 
 
-def _rows_per_part(pending: pa.Table, config: EmbedConfig, placement: Placement) -> int:
+def _rows_per_part(num_pending: int, config: EmbedConfig, placement: Placement) -> int:
     """Returns how many sources make a part: enough to be no crumb, few enough to lose little.
 
     Between two units an actor's lanes stand still for some tenths of a second.
     """
     if config.output.rows_per_part is not None:
         return config.output.rows_per_part
-    share: int = -(-pending.num_rows // (placement.num_actors * _UNITS_PER_ACTOR))
+    share: int = -(-num_pending // (placement.num_actors * _UNITS_PER_ACTOR))
     return max(_MIN_ROWS_PER_PART, min(_MAX_ROWS_PER_PART, share))

@@ -64,7 +64,7 @@ def actor_graph(worker: type, task: Task, placement: Placement, *, num_calls: in
 
 
 def run_units(run: Run, units: list[pa.Table], graph: Graph) -> None:
-    """Runs the units through a graph; the run takes a receipt for every one that is committed.
+    """Runs the units of a pass through a graph; the run takes a receipt for every one committed.
 
     Nothing is collected in the driver: a receipt is a dozen numbers.
 
@@ -72,7 +72,9 @@ def run_units(run: Run, units: list[pa.Table], graph: Graph) -> None:
         ray.exceptions.RayError: a worker raised or died too often.
     """
     board = start_board()
-    with poll_board(board, run.reporter, run.num_pending_records(), run.take_incomplete):
+    run.num_units += len(units)
+    total, before = run.num_pending_records(), run.num_taken()
+    with poll_board(board, run.reporter, total, run.take_incomplete, before):
         with warnings.catch_warnings():
             # Retries have no named parameter yet.
             warnings.simplefilter("ignore", RayDeprecationWarning)

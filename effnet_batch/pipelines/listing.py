@@ -27,7 +27,7 @@ def list_input(input: str, manifest: str, settings: Mapping[str, Any]) -> dict[s
     room = Storage(storage_options(config))
     target = canonical_uri(manifest)
     check_savable(room, target)
-    table = build_manifest(
+    sources = build_manifest(
         input,
         room,
         medium=config.medium.medium,
@@ -38,8 +38,8 @@ def list_input(input: str, manifest: str, settings: Mapping[str, Any]) -> dict[s
         sample=config.input.sample,
         seed=config.input.seed,
     )
-    save_manifest(room, target, table)
-    found = summarize(table)
+    save_manifest(room, target, sources)
+    found = summarize(sources)
     return {
         "medium": found.medium,
         "sources": found.num_sources,

@@ -16,7 +16,13 @@ from effnet_batch.ledger import Ledger, read_frames_of
 from effnet_batch.lock import OutputLock
 from effnet_batch.manifest import read_manifest, replace_manifest
 from effnet_batch.pipelines.run import new_run_id
-from effnet_batch.pipelines.verify import check, load_forgotten, load_manifest, load_run
+from effnet_batch.pipelines.verify import (
+    check,
+    load_forgotten,
+    load_manifest,
+    load_run,
+    without_forgotten,
+)
 from effnet_batch.schema import STATUS_OK, STATUSES, source_id
 from effnet_batch.sink import FRAMES_KEY, OutputPaths, PartWriter, part_bytes, read_metadata
 from effnet_batch.storage import Storage, StorageOptions, canonical_uri
@@ -93,13 +99,13 @@ def output_status(output: str, *, num_failures: int = 10, **storage: Any) -> Sta
         run=run,
         num_parts=len(ledger.parts),
         size_bytes=sum(part.size_bytes for part in ledger.parts),
-        failures=list(itertools.islice(_failures(ledger), num_failures)),
+        failures=list(itertools.islice(_failures(ledger), num_failures))
+        if report.records_by_status.keys() - {STATUS_OK}
+        else [],
     )
 
 
 def _failures(ledger: Ledger) -> Iterator[tuple[str, str, str, str]]:
-    if set(ledger.count_live_by_status()) <= {STATUS_OK}:
-        return
     failed = [name for name in STATUSES if name != STATUS_OK]
     for table in ledger.live(_FAILURE_COLUMNS, statuses=failed):
         for row in table.to_pylist():
@@ -209,10 +215,9 @@ def forget(output: str, uri_list: str, **storage: Any) -> dict[str, int]:
         _erase_messages(room, paths, uris)
         _erase_leftovers(room, paths)
         manifest = read_manifest(room, paths.root)
-        is_kept = pc.invert(pc.is_in(manifest["source_id"], pa.array(ids, pa.string())))
-        kept = manifest.filter(is_kept)
+        kept = without_forgotten(manifest, ids)
         # Also where nothing is left out: a manifest that was never finished goes with it.
-        replace_manifest(room, paths.root, kept)
+        replace_manifest(room, paths.root, kept.tables())
     return {
         "sources asked for": len(ids),
         "sources erased": manifest.num_rows - kept.num_rows,
@@ -237,9 +242,11 @@ def _erase_rows(room: Storage, ledger: Ledger, ids: pa.Array) -> tuple[int, int]
     """Rewrites, under their own names, the parts that hold rows of these sources."""
     num_rows = num_parts = 0
     wanted = pa.array([bytes.fromhex(one) for one in ids.to_pylist()], pa.binary(16))
-    rows = ledger.rows
-    hit = rows.filter(pc.is_in(rows["source"], value_set=wanted))["part"].unique().to_pylist()
-    for uri in (ledger.parts[number].uri for number in hit):
+    hit: set[int] = set()
+    for rows in ledger.rows.tables():
+        is_hit = pc.is_in(rows["source"], value_set=wanted)
+        hit.update(rows.filter(is_hit)["part"].unique().to_pylist())
+    for uri in (ledger.parts[number].uri for number in sorted(hit)):
         table = pq.read_table(pa.BufferReader(room.read(uri)))
         kept = table.filter(pc.invert(pc.is_in(table["source_id"], value_set=ids)))
         num_rows += len(table) - len(kept)

@@ -5,35 +5,66 @@ the manifest alone, so that they do not depend on machines or timing.
 """
 
 import collections
-from collections.abc import Iterator
-from typing import Any, Final
+from collections.abc import Iterator, Sequence
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from effnet_batch.ledger import Ledger, ids_from_hex
-from effnet_batch.manifest import source_version
-from effnet_batch.schema import KIND_IMAGE, KIND_VIDEO, MEDIA
+from effnet_batch.ledger import Ledger, LedgerPass, ids_from_hex
+from effnet_batch.manifest import fetch_uris, source_version
+from effnet_batch.prefixes import RowsByPrefix, cut_passes
+from effnet_batch.schema import KIND_IMAGE, KIND_VIDEO, MANIFEST_SCHEMA, MEDIA
+from effnet_batch.storage import Storage
 
 _BYTES_PER_MEMBER: Final = {KIND_IMAGE: 100_000, KIND_VIDEO: 5_000_000}
 """A guess that only balances units: how large a member of a shard is."""
 
+_MANIFEST_COLUMNS: Final = (
+    "uri", "source_id", "kind", "size_bytes", "etag", "label", "group", "split", "is_signed",
+)  # fmt: skip
+PENDING_SCHEMA: Final = pa.schema(
+    [
+        *(MANIFEST_SCHEMA.field(name) for name in _MANIFEST_COLUMNS),
+        pa.field("source_version", pa.string()),
+        pa.field("attempt", pa.int32()),
+        pa.field("skip", pa.list_(pa.string())),
+    ]
+)
+"""The columns of `stages.read.Source` but ``fetch_uri``, and ``is_signed``."""
+
+
+def find_pending(manifest: RowsByPrefix, ledger: Ledger, retry: Sequence[str] = ()) -> RowsByPrefix:
+    """Returns the sources that are not done, of `PENDING_SCHEMA`.
+
+    Args:
+        manifest: every source, of `schema.MANIFEST_SCHEMA`.
+        ledger: what is committed.
+        retry: statuses whose sources are to be done again although they are done.
+    """
+    pending = RowsByPrefix(PENDING_SCHEMA)
+    for prefixes in cut_passes(manifest, ledger.rows):
+        found = ledger.read(prefixes)
+        redo = found.sources_with_status(retry) if retry else None
+        pending.add(pending_sources(manifest.read(prefixes), found, redo=redo))
+    return pending
+
 
 def pending_sources(
-    manifest: pa.Table, ledger: Ledger, *, redo: pa.Array | None = None
+    manifest: pa.Table, ledger: LedgerPass, *, redo: pa.Array | None = None
 ) -> pa.Table:
-    """Returns the sources that are not done, with the columns of `stages.read.Source`.
+    """Returns the sources of one pass that are not done, of `PENDING_SCHEMA`.
 
     A source of unchanged version whose highest attempt is half done goes on in that attempt without
     the records that are committed; any other pending source gets a new attempt.
 
     Args:
-        manifest: every source, of `schema.MANIFEST_SCHEMA`.
-        ledger: what is committed.
+        manifest: the sources of the pass, of `schema.MANIFEST_SCHEMA`.
+        ledger: what is committed of them.
         redo: ids (16 bytes) of sources to do again although they are done.
     """
-    states = ledger.states().table
+    states = ledger.states.table
     ids = ids_from_hex(manifest["source_id"])
     place = pc.index_in(ids, value_set=states["source"].combine_chunks())
     is_known = np.asarray(pc.is_valid(place))
@@ -65,13 +96,11 @@ def pending_sources(
         )
         if is_continued.any():
             is_continued &= _same(version, versions["last_version"].take(place))
-            skip, overfull = _committed_records(ledger, ids.filter(pa.array(is_continued)))
+            skip, overfull = _committed_records(ledger.rows, ids.filter(pa.array(is_continued)))
             is_continued &= ~np.asarray(pc.is_in(ids, value_set=overfull))
         attempt = np.where(is_known, np.where(is_continued, last, last + 1), 1).astype(np.int32)
     keep = pa.array(~is_done)
-    pending = manifest.select(
-        ["uri", "source_id", "kind", "size_bytes", "etag", "label", "group", "split"]
-    )
+    pending = manifest.select(_MANIFEST_COLUMNS)
     pending = pending.append_column("source_version", version)
     pending = pending.append_column("attempt", pa.array(attempt)).filter(keep)
     lists = pa.array(
@@ -80,7 +109,7 @@ def pending_sources(
         else [None] * len(pending),
         pa.list_(pa.string()),
     )
-    return pending.append_column("skip", lists)
+    return pending.append_column("skip", lists).cast(PENDING_SCHEMA)
 
 
 def _same(left: pa.ChunkedArray, right: pa.ChunkedArray) -> np.ndarray:
@@ -89,7 +118,7 @@ def _same(left: pa.ChunkedArray, right: pa.ChunkedArray) -> np.ndarray:
 
 
 def _committed_records(
-    ledger: Ledger, sources: pa.ChunkedArray
+    rows: pa.Table, sources: pa.ChunkedArray
 ) -> tuple[dict[str, list[str]], pa.Array]:
     """Returns what the highest attempt of some half-done sources has.
 
@@ -98,7 +127,6 @@ def _committed_records(
         records than their last one says. No further record completes those; it happens when a
         shard could not be opened again after a part of it had been committed.
     """
-    rows = ledger.rows
     rows = rows.filter(pc.is_in(rows["source"], value_set=sources.combine_chunks()))
     last = rows.group_by("source").aggregate([("attempt", "max")])
     wanted = dict(zip(last["source"].to_pylist(), last["attempt_max"].to_pylist(), strict=True))
@@ -115,8 +143,28 @@ def _committed_records(
     return skip, pa.array(sorted(overfull), pa.binary(16))
 
 
+def with_fetch_uris(pending: pa.Table, input: str, storage: Storage, medium: str) -> pa.Table:
+    """Returns pending sources with the column ``fetch_uri``: the signed URL of those that have one.
+
+    Signatures are secrets, which wait in no file: they are joined to a pass when its turn comes.
+
+    Args:
+        pending: of `PENDING_SCHEMA`.
+        input: what the sources were listed from.
+        storage: how it is reached.
+        medium: what was listed.
+
+    Raises:
+        InputError: the input does not have the URL of a signed source any more.
+    """
+    signed = fetch_uris(pending, input, storage, medium=medium)
+    ids = pending["source_id"].to_pylist() if signed else []
+    urls = [signed.get(key) for key in ids] or [None] * pending.num_rows
+    return pending.append_column("fetch_uri", pa.array(urls, pa.string()))
+
+
 def cut_units(
-    pending: pa.Table, rows_per_part: int, medium: str = KIND_IMAGE
+    pending: pa.Table, rows_per_part: int, medium: str = KIND_IMAGE, *, first_unit: int = 0
 ) -> Iterator[pa.Table]:
     """Yields slices of the pending sources with their number in a column ``unit``.
 
@@ -127,11 +175,12 @@ def cut_units(
         pending: from `pending_sources`.
         rows_per_part: bound on a unit.
         medium: what the members of shards are.
+        first_unit: number of the first unit.
     """
     is_plain = np.asarray(pc.is_in(pending["kind"], value_set=pa.array(MEDIA)))
     sizes = np.asarray(pc.fill_null(pending["size_bytes"], 0))
     weights = np.where(is_plain, 1, np.maximum(1, sizes // _BYTES_PER_MEMBER[medium]))
-    start, weight, unit = 0, 0, 0
+    start, weight, unit = 0, 0, first_unit
     for row in range(pending.num_rows + 1):
         is_end = row == pending.num_rows
         if row > start and (is_end or weight + weights[row] > rows_per_part):
@@ -142,7 +191,7 @@ def cut_units(
             weight += int(weights[row])
 
 
-def first_uri(pending: pa.Table) -> str | None:
+def first_uri(pending: RowsByPrefix) -> str | None:
     """Returns the URI of something that workers will read, to find out whether they can.
 
     Args:
@@ -151,5 +200,7 @@ def first_uri(pending: pa.Table) -> str | None:
     Returns:
         None where nothing is pending, or the first source is fetched by a presigned URL.
     """
-    first: dict[str, Any] = next(iter(pending.slice(0, 1).to_pylist()), {})
-    return None if first.get("fetch_uri") else first.get("uri", first.get("part"))
+    for table in filter(len, pending.tables()):
+        (first,) = table.slice(0, 1).to_pylist()
+        return None if first.get("is_signed") else str(first.get("uri", first.get("part")))
+    return None

@@ -150,6 +150,7 @@ def poll_board(
     reporter: Reporter,
     total: int | None,
     on_incomplete: Callable[[tuple[tuple[str, str], ...]], None],
+    before: tuple[int, int] = (0, 0),
 ) -> Iterator[None]:
     """Passes the workers' counts on to the reporter, from a thread, while the run works.
 
@@ -158,6 +159,7 @@ def poll_board(
         reporter: is told the counts twice a second.
         total: records to come, or None while shards hide how many they hold.
         on_incomplete: takes the shards that broke off in their middle, as URI and reason.
+        before: records of the passes before that are committed, and how many of them failed.
     """
     stop = threading.Event()
     started = time.monotonic()
@@ -171,17 +173,19 @@ def poll_board(
                 continue
             on_incomplete(snapshot.incomplete)
             now = time.monotonic() - started
-            if history and snapshot.num_records < history[-1][1]:
+            num_records, num_failed = (
+                before[0] + snapshot.num_records,
+                before[1] + snapshot.num_failed,
+            )
+            if history and num_records < history[-1][1]:
                 history.clear()  # a unit or the board started again
-            history.append((now, snapshot.num_records))
+            history.append((now, num_records))
             del history[:-120]  # a minute
             rate = _rate(history)
-            left = (
-                None if total is None or not rate else max(0, total - snapshot.num_records) / rate
-            )
+            left = None if total is None or not rate else max(0, total - num_records) / rate
             reporter.progress(
-                done=snapshot.num_records - snapshot.num_failed,
-                failed=snapshot.num_failed,
+                done=num_records - num_failed,
+                failed=num_failed,
                 total=total,
                 records_per_second=rate,
                 eta_seconds=left,

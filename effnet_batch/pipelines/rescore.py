@@ -95,7 +95,8 @@ def _rescore_pending(
         num_lanes=1,
         rows_per_part=_MAX_VIDEOS_PER_PART,
     )
-    units = list(cut_units(run.pending))
-    placement = placement.bounded(len(units))
-    run.reporter.message(f"{resolved.model_names}, {placement.num_actors} actor(s)")
-    run_units(run, units, actor_graph(RescoreWorker, task, placement))
+    for pending in filter(len, run.pending.tables()):
+        units = list(cut_units(pending, run.num_units))
+        bounded = placement.bounded(len(units))
+        run.reporter.message(f"{resolved.model_names}, {bounded.num_actors} actor(s)")
+        run_units(run, units, actor_graph(RescoreWorker, task, bounded))

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from effnet_batch.errors import InputError
-from effnet_batch.ledger import Ledger
+from effnet_batch.ledger import Ledger, ids_from_hex
 from effnet_batch.manifest import replace_manifest
 from effnet_batch.pipelines.run import Run
 from effnet_batch.pipelines.verify import (
@@ -19,10 +19,12 @@ from effnet_batch.pipelines.verify import (
     load_run,
     without_forgotten,
 )
+from effnet_batch.prefixes import RowsByPrefix, cut_passes
 from effnet_batch.sink import OutputPaths
 from effnet_batch.storage import canonical_uri
 
 _KEY: Final = pa.binary(20)
+_PENDING_SCHEMA: Final = pa.schema({"part": pa.string(), "record": pa.string()})
 
 
 class RescoreRun(Run):
@@ -52,7 +54,7 @@ class RescoreRun(Run):
                 f"{len(report.problems)} problems): finish it, then run this again"
             )
         self.manifest = without_forgotten(manifest, load_forgotten(self.storage, self.paths))
-        replace_manifest(self.storage, self.paths.root, self.manifest)
+        replace_manifest(self.storage, self.paths.root, self.manifest.tables())
         self.ledger.refresh()
         self._set_aside_unreadable()
         self.pending = _pending_records(ledger, self.ledger, self.manifest)
@@ -60,39 +62,38 @@ class RescoreRun(Run):
 
     def num_pending_records(self) -> int:
         """Returns how many records are to come."""
-        return int(self.pending.num_rows)
+        return self.pending.num_rows
 
 
-def cut_units(pending: pa.Table) -> Iterator[pa.Table]:
+def cut_units(pending: pa.Table, first_unit: int) -> Iterator[pa.Table]:
     """Yields the pending records of every part, with their number in a column ``unit``."""
     pending = pending.sort_by("part")
     numbers = np.asarray(pending["part"].combine_chunks().dictionary_encode().indices)
     starts = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
-    for unit, (start, stop) in enumerate(itertools.pairwise(starts)):
+    for unit, (start, stop) in enumerate(itertools.pairwise(starts), first_unit):
         rows = pending.slice(start, stop - start)
         yield rows.append_column("unit", pa.array(np.full(len(rows), unit, np.int32)))
 
 
-def _pending_records(source: Ledger, done: Ledger, manifest: pa.Table) -> pa.Table:
+def _pending_records(source: Ledger, done: Ledger, manifest: RowsByPrefix) -> RowsByPrefix:
     """Returns the live records of one ledger that another lacks in the same attempt.
 
     Returns:
         ``part``, its URI, and ``record``, its id in hex.
     """
-    rows = source.rows.filter(pa.array(source.states().is_live))
-    known = pa.array(
-        [bytes.fromhex(one) for one in manifest["source_id"].to_pylist()], pa.binary(16)
-    )
-    is_wanted = pc.is_in(rows["source"], value_set=known)
-    is_done = pc.is_in(_keys(rows), value_set=_keys(done.rows))
-    rows = rows.filter(pc.and_(is_wanted, pc.invert(is_done)))
     uris = np.array([part.uri for part in source.parts], object)
-    return pa.table(
-        {
-            "part": pa.array(uris[np.asarray(rows["part"])], pa.string()),
-            "record": pa.array([one.hex() for one in rows["record"].to_pylist()], pa.string()),
-        }
-    )
+    pending = RowsByPrefix(_PENDING_SCHEMA, "record")
+    for prefixes in cut_passes(source.rows, done.rows, manifest):
+        found = source.read(prefixes)
+        rows = found.rows.filter(pa.array(found.states.is_live))
+        known = ids_from_hex(manifest.read(prefixes)["source_id"]).combine_chunks()
+        is_wanted = pc.is_in(rows["source"], value_set=known)
+        is_done = pc.is_in(_keys(rows), value_set=_keys(done.rows.read(prefixes)))
+        rows = rows.filter(pc.and_(is_wanted, pc.invert(is_done)))
+        records = pa.array([one.hex() for one in rows["record"].to_pylist()], pa.string())
+        parts = pa.array(uris[np.asarray(rows["part"])], pa.string())
+        pending.add(pa.table({"part": parts, "record": records}))
+    return pending
 
 
 def _keys(rows: pa.Table) -> pa.FixedSizeBinaryArray:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
+import itertools
 import json
 import secrets
 import time
@@ -10,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 import ray.exceptions
 
@@ -25,16 +25,10 @@ from effnet_batch.errors import (
 from effnet_batch.fingerprint import Fingerprint
 from effnet_batch.ledger import Ledger
 from effnet_batch.lock import OutputLock
-from effnet_batch.manifest import (
-    build_manifest,
-    fetch_uris,
-    has_manifest,
-    summarize,
-    write_manifest,
-)
-from effnet_batch.pipelines.checks import check_retry, check_sources
+from effnet_batch.manifest import build_manifest, has_manifest, summarize, write_manifest
+from effnet_batch.pipelines.checks import changed_listing, check_retry, check_sources
 from effnet_batch.pipelines.failures import cause_of
-from effnet_batch.pipelines.pending import pending_sources
+from effnet_batch.pipelines.pending import PENDING_SCHEMA, find_pending, with_fetch_uris
 from effnet_batch.pipelines.progress import Reporter
 from effnet_batch.pipelines.summary import RunSummary
 from effnet_batch.pipelines.verify import (
@@ -44,7 +38,8 @@ from effnet_batch.pipelines.verify import (
     load_run,
     without_forgotten,
 )
-from effnet_batch.schema import KIND_IMAGE
+from effnet_batch.prefixes import RowsByPrefix
+from effnet_batch.schema import KIND_IMAGE, MANIFEST_SCHEMA
 from effnet_batch.sink import OutputPaths
 from effnet_batch.storage import (
     Storage,
@@ -87,11 +82,12 @@ class Run:
         self.paths = paths
         self.reporter = reporter
         self.run_id = new_run_id()
-        self.manifest = pa.table({})
-        self.pending = pa.table({})
+        self.manifest = RowsByPrefix(MANIFEST_SCHEMA)
+        self.pending = RowsByPrefix(PENDING_SCHEMA)
+        self.num_units = 0
         self.ledger = Ledger(storage, paths.data)
         self.previous: dict[str, Any] | None = None
-        self.incomplete: tuple[tuple[str, str], ...] = ()
+        self._incomplete: dict[str, str] = {}
         self._record: dict[str, Any] = {}
         self._started = time.monotonic()
         self._receipts: dict[str, float] = {}
@@ -105,14 +101,12 @@ class Run:
         self.manifest = load_manifest(self.storage, self.paths)
         self.ledger.refresh()
         self._set_aside_unreadable()
-        redo = self.ledger.sources_with_status(retry) if retry else None
-        pending = pending_sources(self.manifest, self.ledger, redo=redo)
-        self.pending = self._with_fetch_uris(pending)
-        check_sources(self.pending, self.input, self.storage, is_resumed=bool(self.ledger.parts))
-        done = self.manifest.num_rows - pending.num_rows
-        self.reporter.message(
-            f"{self.manifest.num_rows:,} sources, {done:,} done, {pending.num_rows:,} to do"
-        )
+        self.pending = find_pending(self.manifest, self.ledger, retry)
+        for pending in itertools.islice(self.passes(), 1):
+            check_sources(pending, self.input, self.storage, is_resumed=bool(self.ledger.parts))
+        to_do = self.pending.num_rows
+        done = self.manifest.num_rows - to_do
+        self.reporter.message(f"{self.manifest.num_rows:,} sources, {done:,} done, {to_do:,} to do")
 
     def _load_previous(self, *, update: bool) -> dict[str, Any] | None:
         if not self.storage.exists(self.paths.run):
@@ -134,7 +128,12 @@ class Run:
                 "another output"
             )
         self._medium = medium
-        self._warn_of_listing(previous["config"], update=update)
+        if not update and (changed := changed_listing(previous["config"], self.config)):
+            verbs = ("differs", "does") if len(changed) == 1 else ("differ", "do")
+            self.reporter.warning(
+                f"{', '.join(changed)} {verbs[0]} from when the input was listed and {verbs[1]} "
+                f"not count; --update lists it again"
+            )
         return previous
 
     @property
@@ -143,22 +142,10 @@ class Run:
         assert self._medium is not None, "the run is not prepared"
         return self._medium
 
-    def _warn_of_listing(self, before: dict[str, Any], *, update: bool) -> None:
-        """Says that settings of the listing do not count where the manifest is kept."""
-        names = [field.name for field in dataclasses.fields(InputSettings)]
-        now = self.config.to_flat()
-        changed = [name for name in names if name in before and before[name] != now[name]]
-        if changed and not update:
-            verbs = ("differs", "does") if len(changed) == 1 else ("differ", "do")
-            self.reporter.warning(
-                f"{', '.join(changed)} {verbs[0]} from when the input was listed and {verbs[1]} "
-                f"not count; --update lists it again"
-            )
-
     def _list_input(self, *, update: bool) -> None:
         self.reporter.message(f"listing {redact(self.input)}")
         settings = self.config.group(InputSettings)
-        table = build_manifest(
+        sources = build_manifest(
             self.input,
             self.storage,
             medium=self._medium,
@@ -170,13 +157,13 @@ class Run:
             seed=settings.seed,
             exclude=self.paths.root,
         )
-        summary = summarize(table)
+        summary = summarize(sources)
         self._medium = summary.medium
         if skipped := summary.num_skipped_by_extension:
             names = ", ".join(f"{count:,} {name or '(none)'}" for name, count in skipped.items())
             self.reporter.message(f"not {self.medium}s, left out by extension: {names}")
-        table = without_forgotten(table, load_forgotten(self.storage, self.paths))
-        changes = write_manifest(self.storage, self.paths.root, table, update=update)
+        sources = without_forgotten(sources, load_forgotten(self.storage, self.paths))
+        changes = write_manifest(self.storage, self.paths.root, sources, update=update)
         if update:
             self.reporter.message(
                 f"manifest: {changes.num_added:,} new, {changes.num_changed:,} changed, "
@@ -195,13 +182,15 @@ class Run:
             self.storage.delete_many([uri])
             del self.ledger.unreadable[uri]
 
-    def _with_fetch_uris(self, pending: pa.Table) -> pa.Table:
-        is_pending = pc.is_in(self.manifest["source_id"], pending["source_id"].combine_chunks())
-        sources = self.manifest.filter(is_pending)
-        signed = fetch_uris(sources, self.input, self.storage, medium=self.medium)
-        urls = [signed.get(key) for key in pending["source_id"].to_pylist()] if signed else None
-        column = pa.array(urls or [None] * pending.num_rows, pa.string())
-        return pending.append_column("fetch_uri", column)
+    def passes(self) -> Iterator[pa.Table]:
+        """Yields the pending sources, a pass at a time, with the columns of `stages.read.Source`.
+
+        Raises:
+            InputError: the input does not have the URL of a signed source any more.
+        """
+        for pending in self.pending.tables():
+            if pending.num_rows:
+                yield with_fetch_uris(pending, self.input, self.storage, self.medium)
 
     def stored_resolution(self) -> dict[str, Any] | None:
         """Returns what an earlier run resolved, when it was asked for the same numbers."""
@@ -283,12 +272,18 @@ class Run:
 
     def take_incomplete(self, shards: tuple[tuple[str, str], ...]) -> None:
         """Takes the shards that broke off in their middle, as URI and reason."""
-        self.incomplete = shards
+        self._incomplete.update(shards)
+
+    def num_taken(self) -> tuple[int, int]:
+        """Returns how many records this run has committed, and how many of them failed."""
+        records, failed = (self._receipts.get(name, 0) for name in ("num_records", "num_failed"))
+        return int(records), int(failed)
 
     def num_pending_records(self) -> int | None:
         """Returns how many records are to come, or None while shards hide how many they hold."""
-        kinds = self.pending["kind"].unique().to_pylist()
-        return self.pending.num_rows if set(kinds) <= {self.medium} else None
+        tables = self.pending.tables()
+        kinds = {kind.as_py() for table in tables for kind in table["kind"].unique()}
+        return self.pending.num_rows if kinds <= {self.medium} else None
 
     def finish(self) -> RunSummary:
         """Proves the output and writes the final run.json."""
@@ -315,11 +310,11 @@ class Run:
             output=self.paths.root,
             state=state,
             report=report,
-            num_new_records=int(self._receipts.get("num_records", 0)),
+            num_new_records=self.num_taken()[0],
             size_bytes=int(self._receipts.get("size_bytes", 0)),
             seconds=seconds,
             stage_seconds=stages,
-            incomplete=self.incomplete,
+            incomplete=tuple(self._incomplete.items()),
         )
 
 

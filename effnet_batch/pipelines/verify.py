@@ -1,7 +1,9 @@
 """Proof that an output holds every source and every record exactly once."""
 
+import collections
 import dataclasses
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -9,9 +11,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from effnet_batch.errors import InputError, RecordError
-from effnet_batch.ledger import Ledger, find_repeated, ids_from_hex, read_frames_of
+from effnet_batch.ledger import (
+    Ledger,
+    LedgerPass,
+    find_repeated,
+    ids_from_hex,
+    read_frames_of,
+)
 from effnet_batch.manifest import read_manifest, source_version
-from effnet_batch.schema import STATUS_OK
+from effnet_batch.prefixes import RowsByPrefix, cut_passes
+from effnet_batch.schema import STATUS_OK, STATUSES
 from effnet_batch.sink import FRAMES_KEY, OutputPaths, read_metadata
 from effnet_batch.storage import Storage, StorageOptions, canonical_uri
 
@@ -105,17 +114,20 @@ def load_run(storage: Storage, paths: OutputPaths) -> dict[str, Any]:
     return run
 
 
-def load_manifest(storage: Storage, paths: OutputPaths) -> pa.Table:
+def load_manifest(storage: Storage, paths: OutputPaths) -> RowsByPrefix:
     """Returns the manifest of an output without the sources that were erased from it."""
     return without_forgotten(read_manifest(storage, paths.root), load_forgotten(storage, paths))
 
 
-def without_forgotten(manifest: pa.Table, forgotten: list[str]) -> pa.Table:
+def without_forgotten(manifest: RowsByPrefix, forgotten: Iterable[str]) -> RowsByPrefix:
     """Returns a manifest without the sources of these ids."""
-    if not forgotten:  # the usual case, which need not copy a large manifest
-        return manifest
     ids = pa.array(forgotten, pa.string())
-    return manifest.filter(pc.invert(pc.is_in(manifest["source_id"], ids)))
+    if not len(ids):  # the usual case, which need not copy a large manifest
+        return manifest
+    kept = RowsByPrefix(manifest.schema)
+    for table in manifest.tables():
+        kept.add(table.filter(pc.invert(pc.is_in(table["source_id"], ids))))
+    return kept
 
 
 def load_forgotten(storage: Storage, paths: OutputPaths) -> list[str]:
@@ -125,7 +137,7 @@ def load_forgotten(storage: Storage, paths: OutputPaths) -> list[str]:
     return list(json.loads(storage.read(paths.forgotten)))
 
 
-def check(manifest: pa.Table, ledger: Ledger, run: dict[str, Any]) -> Report:
+def check(manifest: RowsByPrefix, ledger: Ledger, run: dict[str, Any]) -> Report:
     """Compares manifest and ledger.
 
     Args:
@@ -133,61 +145,80 @@ def check(manifest: pa.Table, ledger: Ledger, run: dict[str, Any]) -> Report:
         ledger: every committed row.
         run: run.json, for the fingerprint that all parts must have.
     """
-    states = ledger.states()
-    known = states.table["source"].combine_chunks()
+    counts: collections.Counter[str] = collections.Counter()
+    by_status: collections.Counter[str] = collections.Counter()
+    pending: list[str] = []
+    for prefixes in cut_passes(manifest, ledger.rows):
+        sources, found = manifest.read(prefixes), ledger.read(prefixes)
+        is_finished = _count_pass(sources, found, counts)
+        by_status.update(found.count_live_by_status())
+        unfinished = sources["uri"].filter(pa.array(~is_finished))
+        pending += unfinished.slice(0, _MAX_LISTED - len(pending)).to_pylist()
+    problems = _part_problems(ledger, run)
+    if num_strangers := counts.pop("num_strangers"):
+        problems.append(f"records of {num_strangers} sources that the manifest does not have")
+    if num_repeated := counts.pop("num_repeated"):
+        problems.append(f"{num_repeated} sources stand more than once in the manifest")
+    return Report(
+        num_sources=manifest.num_rows,
+        **counts,
+        records_by_status={name: by_status[name] for name in STATUSES if by_status[name]},
+        pending=tuple(pending),
+        problems=tuple(problems[:_MAX_LISTED]),
+    )
+
+
+def _count_pass(
+    manifest: pa.Table, ledger: LedgerPass, counts: collections.Counter[str]
+) -> np.ndarray:
+    """Counts the sources and records of one pass.
+
+    Args:
+        manifest: sources of the pass.
+        ledger: what is committed of them.
+        counts: takes the counts of `Report`, num_strangers and num_repeated.
+
+    Returns:
+        Which sources are finished, as bool [number of sources].
+    """
+    states = ledger.states.table
     ids = ids_from_hex(manifest["source_id"])
-    place = pc.index_in(ids, value_set=known)
+    place = pc.index_in(ids, value_set=states["source"].combine_chunks())
     is_finished = np.zeros(manifest.num_rows, bool)
-    if len(known):
-        at = states.table.select(["is_complete", "version"]).take(pc.fill_null(place, 0))
+    if states.num_rows:
+        at = states.select(["is_complete", "version"]).take(pc.fill_null(place, 0))
         same = pc.fill_null(pc.equal(source_version(manifest), at["version"]), True)
         is_finished = (
             np.asarray(pc.is_valid(place)) & np.asarray(at["is_complete"]) & np.asarray(same)
         )
-    records_by_status = ledger.count_live_by_status()
-    failed_ids = ledger.sources_with_status(name for name in records_by_status if name != STATUS_OK)
+    failed_ids = ledger.sources_with_status(name for name in STATUSES if name != STATUS_OK)
     is_failed = is_finished & np.asarray(pc.is_in(ids, value_set=failed_ids))
-    num_live = int(states.is_live.sum())
-    return Report(
-        num_sources=manifest.num_rows,
+    is_stranger = np.ones(states.num_rows, bool)
+    is_stranger[np.asarray(pc.drop_null(place))] = False
+    repeated = ids.filter(pa.array(find_repeated(ids)))
+    num_live = int(ledger.states.is_live.sum())
+    counts.update(
         num_done=int((is_finished & ~is_failed).sum()),
         num_failed=int(is_failed.sum()),
         num_pending=int((~is_finished).sum()),
         num_records=num_live,
-        num_superseded=len(states.is_live) - num_live,
-        records_by_status=records_by_status,
-        pending=tuple(
-            manifest["uri"].filter(pa.array(~is_finished)).slice(0, _MAX_LISTED).to_pylist()
-        ),
-        problems=tuple(_problems(ids, place, ledger, run)),
+        num_superseded=ledger.rows.num_rows - num_live,
+        num_strangers=int(is_stranger.sum()),
+        num_repeated=len(repeated) - pc.count_distinct(repeated).as_py(),
     )
+    return is_finished
 
 
-def _problems(
-    ids: pa.ChunkedArray, place: pa.ChunkedArray, ledger: Ledger, run: dict[str, Any]
-) -> list[str]:
-    """Returns what must not be.
-
-    Args:
-        ids: the manifest's.
-        place: where each stands in the ledger's states; null where it does not.
-        ledger: every committed row.
-        run: run.json.
-    """
-    problems = [f"unreadable part {uri}: {why}" for uri, why in ledger.unreadable.items()]
+def _part_problems(ledger: Ledger, run: dict[str, Any]) -> list[str]:
+    """Returns which parts must not be."""
     expected = run.get("fingerprint")
-    problems += [
-        f"parts of fingerprint {found} beside the run's {expected}"
-        for found in sorted(ledger.fingerprints - {expected})
+    return [
+        *(f"unreadable part {uri}: {why}" for uri, why in ledger.unreadable.items()),
+        *(
+            f"parts of fingerprint {found} beside the run's {expected}"
+            for found in sorted(ledger.fingerprints - {expected})
+        ),
     ]
-    is_stranger = np.ones(ledger.states().table.num_rows, bool)
-    is_stranger[np.asarray(pc.drop_null(place))] = False
-    if num_strangers := int(is_stranger.sum()):
-        problems.append(f"records of {num_strangers} sources that the manifest does not have")
-    repeated = ids.filter(pa.array(find_repeated(ids)))
-    if num_repeated := len(repeated) - pc.count_distinct(repeated).as_py():
-        problems.append(f"{num_repeated} sources stand more than once in the manifest")
-    return problems[:_MAX_LISTED]
 
 
 def _vector_problems(ledger: Ledger) -> list[str]:

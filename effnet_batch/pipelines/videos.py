@@ -43,24 +43,26 @@ def run_videos(
     """
     rows_per_part = config.to_flat().get("rows_per_part") or _MAX_VIDEOS_PER_PART
     share = -(-run.pending.num_rows // (placement.num_actors * _UNITS_PER_ACTOR))
-    units = list(cut_units(run.pending, min(rows_per_part, share), KIND_VIDEO))
-    placement = placement.bounded(len(units))
-    is_split = placement.mode == SPLIT
-    num_lanes = num_decoding_lanes(placement, nodes) if is_split else placement.num_lanes
-    task = task_type(
-        config=config,
-        storage=run.storage.options,
-        output=run.paths.root,
-        run_id=run.run_id,
-        resolved=resolved,
-        num_lanes=num_lanes,
-        rows_per_part=rows_per_part,
-        is_split=is_split,
-    )
-    engine = resolved.engine
-    run.reporter.message(
-        f"{resolved.model_names}, {engine.name} {engine.precision} on {engine.device}, "
-        f"{placement.num_actors} actor(s) of {num_lanes} videos at once, {placement.mode}"
-    )
-    graph = actor_graph(worker, task, placement, num_calls=_UNITS_AT_ONCE if is_split else 1)
-    run_units(run, units, graph)
+    for pending in run.passes():
+        first = run.num_units
+        units = list(cut_units(pending, min(rows_per_part, share), KIND_VIDEO, first_unit=first))
+        bounded = placement.bounded(len(units))
+        is_split = bounded.mode == SPLIT
+        num_lanes = num_decoding_lanes(bounded, nodes) if is_split else bounded.num_lanes
+        task = task_type(
+            config=config,
+            storage=run.storage.options,
+            output=run.paths.root,
+            run_id=run.run_id,
+            resolved=resolved,
+            num_lanes=num_lanes,
+            rows_per_part=rows_per_part,
+            is_split=is_split,
+        )
+        engine = resolved.engine
+        run.reporter.message(
+            f"{resolved.model_names}, {engine.name} {engine.precision} on {engine.device}, "
+            f"{bounded.num_actors} actor(s) of {num_lanes} videos at once, {bounded.mode}"
+        )
+        graph = actor_graph(worker, task, bounded, num_calls=_UNITS_AT_ONCE if is_split else 1)
+        run_units(run, units, graph)
