@@ -11,8 +11,8 @@ from effnet_batch.cli_command import (
     EXIT_COMPLETE,
     EXIT_FAILED,
     EXIT_TOO_MANY_FAILURES,
+    command as _command,
 )
-from effnet_batch.cli_command import command as _command
 from effnet_batch.cli_console import Console, format_duration, format_size
 from effnet_batch.cli_learning import calibrate, evaluate, finetune
 from effnet_batch.cli_options import config_options, storage_flags

@@ -60,8 +60,7 @@ def plan(
         raise click.UsageError("INPUT is missing; name it on the command line or in the file")
     job = job or ("score" if settings.get("checkpoint") else "embed")
     parsed = CONFIGS[job].from_flat(settings)
-    from effnet_batch.plan import Machines, local_machines
-    from effnet_batch.plan import plan as run_plan
+    from effnet_batch.plan import Machines, local_machines, plan as run_plan
 
     found = run_plan(place, config=parsed, sample=sources, reporter=console)
     described = None

@@ -11,59 +11,23 @@ import pyarrow as pa
 
 from effnet_batch.vocabulary import (
     KIND_IMAGE as KIND_IMAGE,
-)
-from effnet_batch.vocabulary import (
     KIND_PARQUET as KIND_PARQUET,
-)
-from effnet_batch.vocabulary import (
     KIND_TAR as KIND_TAR,
-)
-from effnet_batch.vocabulary import (
     KIND_VIDEO as KIND_VIDEO,
-)
-from effnet_batch.vocabulary import (
     KIND_ZIP as KIND_ZIP,
-)
-from effnet_batch.vocabulary import (
     KINDS as KINDS,
-)
-from effnet_batch.vocabulary import (
     MEDIA as MEDIA,
-)
-from effnet_batch.vocabulary import (
     STATUS_CRASHED as STATUS_CRASHED,
-)
-from effnet_batch.vocabulary import (
     STATUS_DECODE_ERROR as STATUS_DECODE_ERROR,
-)
-from effnet_batch.vocabulary import (
     STATUS_FETCH_ERROR as STATUS_FETCH_ERROR,
-)
-from effnet_batch.vocabulary import (
     STATUS_NO_FACE as STATUS_NO_FACE,
-)
-from effnet_batch.vocabulary import (
     STATUS_OK as STATUS_OK,
-)
-from effnet_batch.vocabulary import (
     STATUS_OUT_OF_MEMORY as STATUS_OUT_OF_MEMORY,
-)
-from effnet_batch.vocabulary import (
     STATUS_TIMEOUT as STATUS_TIMEOUT,
-)
-from effnet_batch.vocabulary import (
     STATUS_TOO_LARGE as STATUS_TOO_LARGE,
-)
-from effnet_batch.vocabulary import (
     STATUS_TOO_SHORT as STATUS_TOO_SHORT,
-)
-from effnet_batch.vocabulary import (
     STATUS_UNSUPPORTED as STATUS_UNSUPPORTED,
-)
-from effnet_batch.vocabulary import (
     STATUSES as STATUSES,
-)
-from effnet_batch.vocabulary import (
     TRANSIENT_STATUSES as TRANSIENT_STATUSES,
 )
 
@@ -188,6 +152,7 @@ def videos_schema() -> pa.Schema:
     ``logit``, ``score`` and ``verdict`` are null unless ``status`` is ``ok``; no score is ever made
     up. Boxes are in pixels of the upright frame, right and bottom exclusive; a track's box spans
     those of its frames; boxes are null where whole frames are judged, and ``num_faces`` with them.
+    A checkpoint's calibration moves the video's score and its own, not those of tracks and frames.
     Times are the container's presentation times. The suspicious span is that of
     `stages.evidence.suspicious_span`.
     """

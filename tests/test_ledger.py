@@ -8,8 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from committed_parts import DATA, MemoryStorage, Row, ledger_of, part
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from effnet_batch.errors import FetchError, OutageError
 from effnet_batch.ledger import Ledger

@@ -11,8 +11,7 @@ import pyarrow as pa
 import pytest
 from committed_parts import Row, ledger_of, manifest
 from embed_process import FAST_MODEL
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from killed_runs import Moment, Place, assert_exactly_once, run_and_strike
 from manifest_tables import by_prefix
 from test_ledger import histories

@@ -5,13 +5,12 @@ from collections import defaultdict
 import numpy as np
 import pyarrow as pa
 from committed_parts import DATA, MemoryStorage, Row, ledger_of, manifest, part
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from manifest_tables import by_prefix
 from test_ledger import histories, is_complete, model_live
 
 from effnet_batch.ledger import Ledger
-from effnet_batch.pipelines.pending import cut_units, pending_sources
+from effnet_batch.pipelines.pending import cut_units, first_uri, pending_sources
 from effnet_batch.pipelines.verify import check
 from effnet_batch.schema import KIND_IMAGE, KIND_TAR, TRANSIENT_STATUSES, source_id
 from effnet_batch.stages.read import sources_from_table
@@ -197,3 +196,13 @@ def test_units_hold_every_source_in_order_within_their_bound(
             )
         )
         assert len(unit) == 1 or weight <= rows_per_part
+
+
+def test_what_is_read_to_try_a_node() -> None:
+    sources = pa.table({"uri": ["a.mp4", "b.mp4"], "fetch_uri": [None, "https://x/b.mp4?sig"]})
+    assert first_uri(sources) == "a.mp4"
+    assert first_uri(sources.slice(1)) is None, "a signature is not sent to every node"
+    assert first_uri(sources.slice(2)) is None
+    assert first_uri(pa.table({"part": ["out/data/p.parquet"], "record": ["0"]})) == (
+        "out/data/p.parquet"
+    )

@@ -17,8 +17,7 @@ from effnet_batch.models.checkpoint_info import Thresholds
 from effnet_batch.models.engine import build_engine
 from effnet_batch.models.sequence_config import SequenceConfig
 from effnet_batch.schema import videos_schema
-from effnet_batch.stages import frames as frames_module
-from effnet_batch.stages import show as show_module
+from effnet_batch.stages import frames as frames_module, show as show_module
 from effnet_batch.stages.encode import OwnEncoder
 from effnet_batch.stages.frames import FrameSpool, stored_segments
 from effnet_batch.stages.lanes import StageClock

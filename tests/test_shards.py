@@ -5,8 +5,7 @@ import zipfile
 import pyarrow as pa
 import pytest
 import zstandard
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from s3_server import S3Server
 from shard_files import (
     COMPRESSIONS,

@@ -1,8 +1,7 @@
 import itertools
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from effnet_batch.media.tracks import Box, TrackLinker, interpolate, intersection_over_union
 

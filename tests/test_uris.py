@@ -1,8 +1,7 @@
 import os
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from effnet_batch.errors import ConfigError
 from effnet_batch.storage import (
