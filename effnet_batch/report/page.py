@@ -55,14 +55,14 @@ def render_page(
         tally: of all videos.
         evidence_by_record: of the videos that the tally picked, by record id.
         output: where the output lies.
-        facts: name to value, shown under the title in this order; those that are None are left out.
+        facts: name to value, shown in this order.
         thresholds: drawn where scores are.
     """
     style, script = _asset("page.css"), _asset("page.js")
     page = _template().render(
         output=output,
         name=_last_part(output),
-        facts={name: value for name, value in facts.items() if value is not None},
+        facts=facts,
         policy=f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; "
         f"script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'",
         style=markupsafe.Markup(style),
