@@ -199,10 +199,10 @@ def test_units_hold_every_source_in_order_within_their_bound(
 
 
 def test_what_is_read_to_try_a_node() -> None:
-    sources = pa.table({"uri": ["a.mp4", "b.mp4"], "fetch_uri": [None, "https://x/b.mp4?sig"]})
-    assert first_uri(sources) == "a.mp4"
-    assert first_uri(sources.slice(1)) is None, "a signature is not sent to every node"
-    assert first_uri(sources.slice(2)) is None
-    assert first_uri(pa.table({"part": ["out/data/p.parquet"], "record": ["0"]})) == (
-        "out/data/p.parquet"
-    )
+    ids = [source_id(uri) for uri in ("a.mp4", "b.mp4")]
+    sources = pa.table({"uri": ["a.mp4", "b.mp4"], "source_id": ids, "is_signed": [None, True]})
+    assert first_uri(by_prefix(sources.slice(0, 1))) == "a.mp4"
+    assert first_uri(by_prefix(sources.slice(1))) is None, "no node is sent a signature"
+    assert first_uri(by_prefix(sources.slice(0, 0))) is None
+    stored = pa.table({"part": ["out/data/p.parquet"], "record": ["0"], "source_id": ids[:1]})
+    assert first_uri(by_prefix(stored)) == "out/data/p.parquet"
