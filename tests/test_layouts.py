@@ -1,14 +1,18 @@
 """Known datasets, made small in their own shapes, with their traps."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from effnet_batch.cli import main
 from effnet_batch.errors import InputError
 from effnet_batch.layouts import Dataset, read_layout
+from effnet_batch.manifest import build_manifest
 from effnet_batch.storage import Storage
 
 
@@ -290,3 +294,35 @@ def test_datasets_that_will_not_do(tmp_path: Path, files: dict[str, Any], messag
 def test_an_unknown_layout(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="layout 'x': allowed are auto, deeperforensics"):
         read(tmp_path, "x")
+
+
+def test_labels_become_a_list_and_leaks_are_told(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    files: dict[str, Any] = {
+        "Celeb-real/id1_0000.mp4": None,
+        "Celeb-synthesis/id1_id2_0000.mp4": None,
+        "Celeb-synthesis/id3_id2_0000.mp4": None,
+        "List_of_testing_videos.txt": "1 Celeb-real/id1_0000.mp4\n",
+    }
+    root = make(tmp_path / "data", files)
+    target = tmp_path / "labels.csv"
+    done = CliRunner().invoke(main, ["labels", str(root), str(target)])
+    assert done.exit_code == 1
+    assert "leak: id1 is in test and train" in capfd.readouterr().err
+    lines = target.read_text().splitlines()
+    assert lines[0] == '"uri","label","group","split","method","compression"'
+    assert lines[1] == f'"{root}/Celeb-real/id1_0000.mp4","real","id1","test",,'
+    found = build_manifest(str(target), Storage(), medium="video")
+    (table,) = found.tables()
+    assert table.select(["label", "group", "split"]).to_pylist()[1] == {
+        "label": "fake",
+        "group": "id1",
+        "split": "train",
+    }
+    (root / "Celeb-synthesis/id1_id2_0000.mp4").unlink()
+    done = CliRunner().invoke(main, ["labels", str(root), str(target)])
+    assert done.exit_code == 0, done.output
+    assert re.search(r"test, real +1\n", done.stdout)
+    done = CliRunner().invoke(main, ["labels", str(root), str(tmp_path / "labels.txt")])
+    assert done.exit_code == 2
