@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Sequence
@@ -134,11 +135,14 @@ class RayNodes:
     ) -> RayNode:
         node = RayNode(f"{self.folder}/node-{len(self.nodes)}-{secrets.token_hex(4)}")
         self.nodes.append(node)
+        # Each its own disk, as machines have: a new node unpacks a job's code over what is there.
+        disk = tempfile.mkdtemp(dir=self.environment["RAY_TMPDIR"])
         command = [
             *prefix,
             str(Path(sys.executable).parent / "ray"),
             "start",
             *arguments,
+            f"--temp-dir={disk}",
             "--num-gpus=0",
             "--object-store-memory=100000000",
             "--disable-usage-stats",
