@@ -19,10 +19,13 @@ def finetune(manifest: str, output: str, settings: dict[str, Any], console: Cons
     """Train a forgery classifier on labelled videos; OUTPUT/model.safetensors is what score runs.
 
     MANIFEST is a list with the columns uri and label (fake, real), best also group (who is seen)
-    and split (train, val). Run it again to go on where an earlier run broke off.
+    and split (train, val). Run it again to go on where an earlier run broke off. MANIFEST may also
+    be the output of embed --frames or score --embeddings: then the head alone is trained, on stored
+    frames, in seconds.
 
     \b
     effnet-batch finetune videos.csv detector/ --weights efficientnet_b1 --epochs 10
+    effnet-batch finetune embeddings/ head/ --network resnet50_lstm --weights resnet50
     """
     from effnet_batch.config import FinetuneConfig
     from effnet_batch.pipelines.finetune import finetune as run_finetune

@@ -11,8 +11,9 @@ from click.testing import CliRunner
 from test_training import moving_square
 from video_files import encode
 
+import effnet_batch
 from effnet_batch.cli import main
-from effnet_batch.errors import ConfigError, InputError
+from effnet_batch.errors import ConfigError, FingerprintError, InputError
 from effnet_batch.models.checkpoints import load_checkpoint
 from effnet_batch.pipelines.finetune import Finetuned, finetune
 from effnet_batch.pipelines.score import score
@@ -73,11 +74,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run(folder: Path, output: Path, **settings: Any) -> tuple[Finetuned, Told]:
+def run(source: Path, output: Path, **settings: Any) -> tuple[Finetuned, Told]:
     told = Told()
-    found = finetune(
-        str(folder / "labels.csv"), str(output), reporter=told, **{**SETTINGS, **settings}
-    )
+    found = finetune(str(source), str(output), reporter=told, **{**SETTINGS, **settings})
     return found, told
 
 
@@ -87,7 +86,7 @@ def losses(output: Path) -> list[float]:
 
 
 def test_training_is_the_same_for_any_workers_and_restarts(folder: Path, tmp_path: Path) -> None:
-    one, told = run(folder, tmp_path / "one")
+    one, told = run(folder / "labels.csv", tmp_path / "one")
     assert (one.num_epochs, one.num_train_clips, one.num_validation_videos) == (3, 8, 4)
     assert one.left_out == {"unsupported": 1, "no label": 1}
     assert any("1 videos are left out: unsupported" in text for text in told.warnings)
@@ -98,19 +97,19 @@ def test_training_is_the_same_for_any_workers_and_restarts(folder: Path, tmp_pat
 
     # Two workers, killed after their first epoch was saved: the group starts again from there.
     two = tmp_path / "two"
-    run(folder, two, num_workers=2, epochs=3, patience=None)
+    run(folder / "labels.csv", two, num_workers=2, epochs=3, patience=None)
     assert losses(two) == pytest.approx(curve, abs=1e-3)
 
     # The state of an earlier epoch is where a run that was killed goes on.
     kept = sorted((two / "training").glob("state-*.pt"))
     assert [path.name[-9:] for path in kept] == ["000002.pt", "000003.pt"]
     kept[-1].unlink()
-    run(folder, two, num_workers=1)
+    run(folder / "labels.csv", two, num_workers=1)
     assert losses(two) == pytest.approx(curve, abs=1e-3)
 
     # Nothing is left to do, and nothing is done again.
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "one/prepared").rglob("*.p*")}
-    again, _ = run(folder, tmp_path / "one")
+    again, _ = run(folder / "labels.csv", tmp_path / "one")
     assert again.sha256 == one.sha256
     for path, changed in before.items():
         assert path.name == "run.json" or path.stat().st_mtime_ns == changed
@@ -129,6 +128,79 @@ def test_training_is_the_same_for_any_workers_and_restarts(folder: Path, tmp_pat
     )
     assert done.exit_code == 0, done.output
     assert f"AUC {one.validation_auc:.4f}" in " ".join(done.output.split())
+
+
+HEAD: dict[str, Any] = {"image_size": None, "faces": None, "learning_rate": 1e-2}
+"""Beside `SETTINGS`: stored frames say the rest."""
+
+
+@pytest.fixture(scope="module")
+def stored(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Frames of the clips as a backbone sees them; 12 videos that are labelled and ok."""
+    output = tmp_path_factory.mktemp("stored") / "out"
+    effnet_batch.embed(
+        str(folder / "labels.csv"),
+        str(output),
+        medium="video",
+        model="efficientnet_lite0",
+        image_size=32,
+        frames=True,
+        sampling="every_nth",
+        max_failures=1.0,
+    )
+    return output
+
+
+def test_a_head_is_trained_on_stored_frames(stored: Path, tmp_path: Path) -> None:
+    found, told = run(stored, tmp_path / "head", **HEAD, epochs=12, ema=0.5)
+    assert (found.num_epochs, found.num_train_clips, found.num_validation_videos) == (12, 8, 4)
+    assert found.left_out == {"unsupported": 1, "no label": 1}
+    assert any("8 clips of stored frames" in text for text in told.messages)
+    assert not (tmp_path / "head/prepared").exists()
+    lines = map(json.loads, (tmp_path / "head/training/metrics.jsonl").read_text().splitlines())
+    epochs = [line for line in lines if "val_auc" in line]
+    assert epochs[-1]["mean_loss"] < 0.7 * epochs[0]["mean_loss"]
+
+    # What comes of it runs as it is: rescoring the same frames says what validation said.
+    effnet_batch.rescore(str(stored), str(tmp_path / "again"), checkpoint=[found.checkpoint])
+    rows = effnet_batch.read_scores(str(tmp_path / "again"), columns=["split", "label", "logit"])
+    calibration = load_checkpoint(found.checkpoint).info.calibration
+    scale = 1.0 if calibration is None else calibration.scale
+    judged = [row for row in rows.to_pylist() if row["split"] == "val"]
+    expected = np.mean(
+        [
+            np.logaddexp(0, row["logit"] / scale * (1 if row["label"] == "real" else -1))
+            for row in judged
+        ]
+    )
+    assert len(judged) == 4
+    assert epochs[found.best_epoch - 1]["val_log_loss"] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"weights": "random"}, FingerprintError, "frames of the encoder .*, that they were"),
+        (
+            {"network": "thesis_efficientnet_b1_lstm", "weights": "random"},
+            FingerprintError,
+            "the bottleneck of this network stands before",
+        ),
+        ({"image_size": 64}, FingerprintError, "image_size: the frames were stored with 32"),
+        ({"num_frames": 3, "sampling": "uniform"}, FingerprintError, "sampling: the frames were"),
+        ({"self_blended": 0.5}, ConfigError, "needs the videos"),
+        ({"limit": 3}, ConfigError, "--limit says nothing of stored frames"),
+    ],
+)
+def test_frames_that_a_head_cannot_be_trained_on(
+    stored: Path,
+    tmp_path: Path,
+    settings: dict[str, Any],
+    error: type[Exception],
+    message: str,
+) -> None:
+    with pytest.raises(error, match=message):
+        run(stored, tmp_path / "output", **{**HEAD, **settings})
 
 
 @pytest.mark.parametrize(
@@ -163,4 +235,4 @@ def test_what_cannot_be_trained(
     text = labels.replace("\n0", f"\n{folder}/0")
     (tmp_path / "labels.csv").write_text(text)
     with pytest.raises(error, match=message):
-        run(tmp_path, tmp_path / "output", **settings)
+        run(tmp_path / "labels.csv", tmp_path / "output", **settings)

@@ -44,6 +44,15 @@ class NetworkSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelSettings:
+    """Who says what is fake."""
+
+    labels: str | None = setting(
+        None, "List with uri, label, group and split, instead of those that MANIFEST has."
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimisationSettings:
     """How it is trained."""
 
@@ -136,6 +145,7 @@ class FinetuneConfig(JobConfig):
     network: NetworkSettings = dataclasses.field(default_factory=NetworkSettings)
     sampling: SamplingSettings = dataclasses.field(default_factory=SamplingSettings)
     faces: FaceDetectionSettings = dataclasses.field(default_factory=FaceDetectionSettings)
+    labels: LabelSettings = dataclasses.field(default_factory=LabelSettings)
     optimisation: OptimisationSettings = dataclasses.field(default_factory=OptimisationSettings)
     augmentation: AugmentationSettings = dataclasses.field(default_factory=AugmentationSettings)
     export: ExportSettings = dataclasses.field(default_factory=ExportSettings)

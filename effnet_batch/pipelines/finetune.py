@@ -6,7 +6,6 @@ import hashlib
 import json
 import tempfile
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -17,34 +16,39 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from effnet_batch.config import ActorSettings, FinetuneConfig
-from effnet_batch.errors import ConfigError, InputError, JobError
+from effnet_batch.errors import ConfigError, JobError
 from effnet_batch.evaluation.calibration import fit_calibration
-from effnet_batch.evaluation.labels import FAKE, REAL, parse_label
 from effnet_batch.evaluation.metrics import Detections, threshold_at_fpr
-from effnet_batch.ledger import Ledger
 from effnet_batch.lock import OutputLock
 from effnet_batch.models.checkpoint_info import Calibration, CheckpointInfo, Thresholds
 from effnet_batch.models.checkpoints import load_checkpoint, save_checkpoint
 from effnet_batch.pipelines.failures import cause_of
-from effnet_batch.pipelines.prepare import ResolvedClips, prepare, prepared_data
+from effnet_batch.pipelines.material import (
+    Material,
+    count_classes,
+    prepared_material,
+    samples_of,
+    split_videos,
+)
 from effnet_batch.pipelines.progress import Reporter, Silent
 from effnet_batch.pipelines.run import new_run_id, storage_options
 from effnet_batch.pipelines.session import cluster_cpus_and_gpus, ray_session
-from effnet_batch.schema import STATUS_OK
+from effnet_batch.pipelines.stored_material import is_output, stored_material
 from effnet_batch.storage import Storage, canonical_uri, join, redact
-from effnet_batch.training.feed import SAMPLES_SCHEMA
-from effnet_batch.training.network import build_network
-from effnet_batch.training.validation import judge
-from effnet_batch.training.worker import BEST_FILE, METRICS_FILE, TrainTask, train_worker
+from effnet_batch.training.worker import (
+    BEST_FILE,
+    METRICS_FILE,
+    TrainTask,
+    open_clips,
+    train_worker,
+)
 
 MODEL_FILE: Final = "model.safetensors"
-PREPARED_FOLDER: Final = "prepared"
 TRAINING_FOLDER: Final = "training"
 _POLL_SECONDS: Final = 0.5
 _WORKER_CPUS: Final = 0.25
 """What a training worker on CPUs asks for: clips are made ready beside it, by tasks of a whole
 CPU each."""
-_TRAIN, _VALIDATION = "train", "val"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,7 +85,8 @@ def finetune(
 
     Args:
         manifest: list, manifest or folder of videos with labels ``fake`` and ``real``; with
-            ``group``, so that nobody is in two splits, and ``split`` (``train``, ``val``).
+            ``group``, so that nobody is in two splits, and ``split`` (``train``, ``val``). Or an
+            output with frame embeddings, on which the head alone is trained.
         output: folder; made if missing.
         config: settings; by default those of ``settings``.
         reporter: is told what happens; by default nobody.
@@ -104,20 +109,22 @@ def finetune(
         OutputLock(storage, join(root, "_lock.json"), new_run_id()),
         ray_session(config.group(ActorSettings).address),
     ):
-        prepared = join(root, PREPARED_FOLDER)
-        _, resolved = prepare(manifest, prepared, config, reporter)
-        videos, left_out = _read_prepared(storage, prepared)
-        train, validation = _split(videos, config)
-        samples = _samples(train)
-        for reason, count in sorted(left_out.items()):
+        if is_output(manifest, storage):
+            material = stored_material(manifest, config, storage, reporter)
+        else:
+            material = prepared_material(manifest, root, config, storage, reporter)
+        train, validation = split_videos(material.videos, config)
+        samples = samples_of(train)
+        for reason, count in sorted(material.left_out.items()):
             reporter.warning(f"{count:,} videos are left out: {reason}")
+        what = "clips" if material.frames is None else "clips of stored frames"
         reporter.message(
-            f"training on {len(samples):,} clips of {_count_classes(train)}, validating on "
-            f"{_count_classes(validation)}"
+            f"training on {len(samples):,} {what} of {count_classes(train)}, validating on "
+            f"{count_classes(validation)}"
         )
-        task = _task(config, storage, root, resolved, samples, validation)
+        task = _task(config, storage, root, material, samples, validation)
         _train(config, task, reporter)
-        return _export(storage, root, config, task, left_out, reporter)
+        return _export(storage, root, config, task, material.left_out, reporter)
 
 
 def _check(config: FinetuneConfig) -> None:
@@ -129,103 +136,16 @@ def _check(config: FinetuneConfig) -> None:
         )
 
 
-def _read_prepared(storage: Storage, prepared: str) -> tuple[pa.Table, dict[str, int]]:
-    """Returns the videos that can be trained on, with ``label`` 0 or 1, and what cannot."""
-    columns = ("uri", "label", "group", "split", "status", "record_id", "clips_uri", "clip_lengths")
-    left_out: Counter[str] = Counter()
-    kept = []
-    for table in Ledger.scan(storage, prepared_data(prepared)).live(columns):
-        for row in table.to_pylist():
-            try:
-                label = parse_label(row["label"])
-            except ValueError as error:
-                raise InputError(f"{redact(row['uri'])}: {error}") from None
-            if row["status"] != STATUS_OK:
-                left_out[row["status"]] += 1
-            elif label is None:
-                left_out["no label"] += 1
-            else:
-                kept.append({**row, "label": label})
-    if not kept:
-        raise InputError("no labelled video can be trained on: " + json.dumps(dict(left_out)))
-    # By record, so that order does not hang on which part a video came to lie in.
-    return pa.Table.from_pylist(sorted(kept, key=lambda row: str(row["record_id"]))), dict(left_out)
-
-
-def _split(videos: pa.Table, config: FinetuneConfig) -> tuple[pa.Table, pa.Table]:
-    """Returns the videos to train and to validate on.
-
-    Without a split ``val`` whole groups are held out, drawn by a hash of their name.
-
-    Raises:
-        InputError: a split has no video, or lacks a class that it needs.
-    """
-    splits = videos["split"].to_pylist()
-    if _VALIDATION not in splits:
-        groups = [
-            group or uri
-            for group, uri in zip(
-                videos["group"].to_pylist(), videos["uri"].to_pylist(), strict=True
-            )
-        ]
-        held_out = _held_out(sorted(set(groups)), config)
-        splits = [
-            (_VALIDATION if group in held_out else _TRAIN) if split in (None, _TRAIN) else split
-            for group, split in zip(groups, splits, strict=True)
-        ]
-    parts = []
-    for name in (_TRAIN, _VALIDATION):
-        part = videos.filter(pa.array([split == name for split in splits]))
-        present = set(part["label"].to_pylist())
-        # Blended with themselves, reals alone are enough to train on.
-        needed = {REAL} if name == _TRAIN and config.optimisation.self_blended else {REAL, FAKE}
-        if missing := needed - present:
-            names = " or ".join("fake" if label == FAKE else "real" for label in sorted(missing))
-            raise InputError(
-                f"split {name} has no {names} videos ({_count_classes(part)}); both classes are "
-                "needed in both splits"
-            )
-        parts.append(part)
-    return parts[0], parts[1]
-
-
-def _held_out(groups: list[str], config: FinetuneConfig) -> set[str]:
-    seed = config.optimisation.training_seed
-    ranked = sorted(groups, key=lambda group: hashlib.sha256(f"{seed}:{group}".encode()).digest())
-    return set(ranked[: max(1, round(len(groups) * config.optimisation.val_fraction))])
-
-
-def _count_classes(videos: pa.Table) -> str:
-    labels = videos["label"].to_pylist()
-    return f"{labels.count(FAKE):,} fake and {labels.count(REAL):,} real videos"
-
-
-def _samples(videos: pa.Table) -> pa.Table:
-    """Returns a row per clip, of `feed.SAMPLES_SCHEMA`."""
-    rows = [
-        {
-            "uri": video["clips_uri"],
-            "record_id": video["record_id"],
-            "clip": number,
-            "label": video["label"],
-        }
-        for video in videos.to_pylist()
-        for number in range(len(video["clip_lengths"]))
-    ]
-    return pa.Table.from_pylist(rows, SAMPLES_SCHEMA)
-
-
 def _task(
     config: FinetuneConfig,
     storage: Storage,
     root: str,
-    resolved: ResolvedClips,
+    material: Material,
     samples: pa.Table,
     validation: pa.Table,
 ) -> TrainTask:
-    _, info = build_network(config.network, config.optimisation, storage)
-    info = dataclasses.replace(info, sampling=resolved.sampling, faces=resolved.faces)
-    validation = pa.table({"uri": validation["clips_uri"], "label": validation["label"]})
+    columns = {"clips_uri": "uri", "record_id": "record_id", "label": "label"}
+    validation = validation.select(list(columns)).rename_columns(list(columns.values()))
     settings = {
         name: value
         for group in (config.network, config.optimisation, config.augmentation)
@@ -233,7 +153,7 @@ def _task(
         # More epochs, or other patience, go on from what is there.
         if name not in ("patience", "micro_batch")
     }
-    digest = hashlib.sha256(json.dumps([settings, resolved.fingerprint.digest]).encode())
+    digest = hashlib.sha256(json.dumps([settings, material.digest]).encode())
     for table in (samples, validation):
         digest.update(json.dumps(table.to_pylist()).encode())
     fingerprint = digest.hexdigest()[:16]
@@ -242,12 +162,13 @@ def _task(
         optimisation=config.optimisation,
         augmentation=config.augmentation,
         storage=storage.options,
-        info=dataclasses.replace(info, training_fingerprint=fingerprint),
-        view=resolved.view,
+        info=dataclasses.replace(material.info, training_fingerprint=fingerprint),
+        view=material.view,
         folder=join(root, TRAINING_FOLDER),
         fingerprint=fingerprint,
         samples=samples,
         validation=validation,
+        frames=material.frames,
         messages=None,
     )
 
@@ -348,9 +269,9 @@ def _export(
 ) -> Finetuned:
     """Writes the best checkpoint with calibration and thresholds fitted to validation scores."""
     best = load_checkpoint(join(task.folder, BEST_FILE), storage=storage)
-    logits = np.array(
-        judge(best.model, task.info, task.view, task.validation, storage, device="cpu")
-    )
+    # Only what is validated on is needed here.
+    clips = open_clips(dataclasses.replace(task, samples=task.samples.slice(0, 0)), storage)
+    logits = np.array(clips.judge(best.model, task.validation, device="cpu"))
     labels = task.validation["label"].to_numpy()
     info = _fitted(best.info, logits, labels, config, reporter)
     uri = join(root, MODEL_FILE)

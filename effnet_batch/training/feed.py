@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -85,11 +85,11 @@ class FeedClock:
         self.waited = 0.0
 
 
-def batches(
+def stream_batches(
     samples: pa.Table,
-    steps: list[Step],
+    steps: Sequence[Step],
     feed: Feed,
-    weights: dict[int, float],
+    weights: Mapping[int, float],
     *,
     batch_size: int,
     clock: FeedClock,

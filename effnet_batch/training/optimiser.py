@@ -2,7 +2,6 @@
 
 import copy
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,24 +12,26 @@ from effnet_batch.models.sequence import SequenceClassifier
 
 
 def parameter_groups(
-    model: SequenceClassifier, settings: OptimisationSettings
+    model: SequenceClassifier, settings: OptimisationSettings, *, on_embeddings: bool = False
 ) -> list[dict[str, Any]]:
     """Returns AdamW's groups, each with its ``scale`` of the learning rate.
 
     The head has 1, the last stage of the backbone ``layer_decay``, the one before its square, and
-    so on. Norms and biases are not decayed. A frozen backbone has no group.
+    so on. Norms and biases are not decayed. What is frozen has no group: the backbone where the
+    settings say so, and the bottleneck with it where embeddings are what is trained on.
     """
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    stages = _stages(model) if not settings.freeze_backbone else []
-    for parameter in model.encoder.backbone.parameters():
-        parameter.requires_grad_(not settings.freeze_backbone)
+    is_frozen = settings.freeze_backbone or on_embeddings
+    stages = [] if is_frozen else _stages(model)
+    model.encoder.requires_grad_(not on_embeddings)
+    model.encoder.backbone.requires_grad_(not is_frozen)
     for number, parameters in enumerate(stages):
         scale = settings.layer_decay ** (len(stages) - number)
         for parameter in parameters:
             groups.setdefault((scale, parameter.ndim > 1), []).append(parameter)
     inside = {id(parameter) for parameter in model.encoder.backbone.parameters()}
     for parameter in model.parameters():
-        if id(parameter) not in inside:
+        if id(parameter) not in inside and parameter.requires_grad:
             groups.setdefault((1.0, parameter.ndim > 1), []).append(parameter)
     return [
         {
@@ -77,34 +78,47 @@ def learning_rate(
     return low + (settings.learning_rate - low) * (1 + math.cos(math.pi * through)) / 2
 
 
+def trained_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Returns the tensors that training may change: parameters that are not frozen, and buffers."""
+    frozen = {name for name, each in model.named_parameters() if not each.requires_grad}
+    return {name: each for name, each in model.state_dict().items() if name not in frozen}
+
+
 class AveragedModel:
-    """An exponential moving average of a model's tensors; what is not float is copied."""
+    """An exponential moving average of a model's tensors; what is not float is copied.
+
+    Args:
+        model: where the average starts; what of it is frozen stays as it is.
+        decay: weight of the past.
+    """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
         self._decay = decay
         self._num_updates = 0
+        self._trained = tuple(trained_tensors(model))
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Takes a step's tensors in; early on with less of the past, which is the start's."""
         self._num_updates += 1
         decay = min(self._decay, (1 + self._num_updates) / (10 + self._num_updates))
-        for mean, now in zip(_tensors(self.model), _tensors(model), strict=True):
-            if mean.is_floating_point():
-                mean.lerp_(now, 1 - decay)
+        means = self.model.state_dict()
+        for name, now in trained_tensors(model).items():
+            if now.is_floating_point():
+                means[name].lerp_(now, 1 - decay)
             else:
-                mean.copy_(now)
+                means[name].copy_(now)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what `load_state_dict` takes back."""
-        return {"model": self.model.state_dict(), "num_updates": self._num_updates}
+        means = self.model.state_dict()
+        return {
+            "model": {name: means[name] for name in self._trained},
+            "num_updates": self._num_updates,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where another left off."""
-        self.model.load_state_dict(state["model"])
+        self.model.load_state_dict({**self.model.state_dict(), **state["model"]})
         self._num_updates = int(state["num_updates"])
-
-
-def _tensors(model: nn.Module) -> Iterable[torch.Tensor]:
-    return model.state_dict().values()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -16,21 +17,55 @@ from effnet_batch.errors import JobError
 from effnet_batch.media.preprocess import Preprocessing
 from effnet_batch.models.backbone import StochasticDepth
 from effnet_batch.models.sequence import SequenceClassifier
-from effnet_batch.training.augmentation import Clip
 from effnet_batch.training.losses import clip_losses
-from effnet_batch.training.optimiser import AveragedModel, learning_rate, parameter_groups
+from effnet_batch.training.optimiser import (
+    AveragedModel,
+    learning_rate,
+    parameter_groups,
+    trained_tensors,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Batch:
     """B clips of one worker's step."""
 
-    clips: list[Clip]
-    """uint8 [T, S, S, 3] each."""
+    clips: Sequence[npt.NDArray[Any]]
+    """Pictures, uint8 [T, S, S, 3] each, or embeddings, float32 [T, D]."""
     labels: list[int]
     """1 for fake."""
     weights: list[float]
     """How much each counts; 0 for one that only fills the step."""
+
+
+class _OnPictures(nn.Module):
+    """Judges padded clips of pictures, uint8 [B, T, S, S, 3]; normalises them on their device."""
+
+    def __init__(self, model: SequenceClassifier, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.model = model
+        for name in ("mean", "std"):
+            values = torch.tensor(getattr(preprocessing, name))[:, None, None]
+            self.register_buffer(name, values, persistent=False)
+
+    def forward(self, padded: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        """Returns logits [B, T]."""
+        mean, std = self.get_buffer("mean"), self.get_buffer("std")
+        frames = (padded.permute(0, 1, 4, 2, 3).float() / 255 - mean) / std
+        logits: torch.Tensor = self.model(frames, lengths)
+        return logits
+
+
+class _OnEmbeddings(nn.Module):
+    """Judges padded clips of embeddings, float32 [B, T, D]."""
+
+    def __init__(self, model: SequenceClassifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, padded: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        """Returns logits [B, T]."""
+        return self.model.classify(padded, lengths)
 
 
 class Trainer:
@@ -40,6 +75,7 @@ class Trainer:
         model: trained in place; on the CPU.
         preprocessing: its normalisation is applied on the device.
         settings: how.
+        on_embeddings: clips are of embeddings, and the head alone is trained.
         steps_per_epoch: of the run.
         device: ``cpu`` or a CUDA device.
         num_workers: of the process group; with several, gradients are averaged over them.
@@ -54,6 +90,7 @@ class Trainer:
         steps_per_epoch: int,
         device: str,
         num_workers: int,
+        on_embeddings: bool = False,
     ) -> None:
         self.model = model.to(device)
         self.settings = settings
@@ -65,17 +102,16 @@ class Trainer:
         self._num_steps = settings.epochs * steps_per_epoch
         self._num_warmup = round(settings.warmup_epochs * steps_per_epoch)
         self._optimiser = torch.optim.AdamW(
-            parameter_groups(model, settings), lr=settings.learning_rate
-        )
-        self._mean, self._std = (
-            torch.tensor(values, device=device)[:, None, None]
-            for values in (preprocessing.mean, preprocessing.std)
+            parameter_groups(model, settings, on_embeddings=on_embeddings),
+            lr=settings.learning_rate,
         )
         self._averaged = None if settings.ema is None else AveragedModel(model, settings.ema)
-        self._parallel: nn.Module = model
+        self._parallel: nn.Module = (
+            _OnEmbeddings(model) if on_embeddings else _OnPictures(model, preprocessing)
+        ).to(device)
         if num_workers > 1:
-            # A frozen backbone and an unused bottleneck have no gradients to wait for.
-            self._parallel = DistributedDataParallel(model, broadcast_buffers=False)
+            # What is frozen has no gradients to wait for.
+            self._parallel = DistributedDataParallel(self._parallel, broadcast_buffers=False)
 
     @property
     def judged(self) -> SequenceClassifier:
@@ -156,11 +192,10 @@ class Trainer:
         clips = [torch.from_numpy(clip) for clip in batch.clips[part]]
         lengths = [len(clip) for clip in clips]
         padded = nn.utils.rnn.pad_sequence(clips, batch_first=True).to(self._device)
-        frames = (padded.permute(0, 1, 4, 2, 3).float() / 255 - self._mean) / self._std
         kind = torch.device(self._device).type
         is_mixed = self.settings.mixed_precision == "bf16"
         with torch.autocast(kind, torch.bfloat16, enabled=is_mixed):
-            logits = self._parallel(frames, lengths)
+            logits = self._parallel(padded, lengths)
         labels = torch.tensor(batch.labels[part], device=self._device)
         losses = clip_losses(
             logits,
@@ -179,7 +214,7 @@ class Trainer:
             {
                 "epoch": self.epoch,
                 "step": self._step,
-                "model": self.model.state_dict(),
+                "model": trained_tensors(self.model),
                 "optimiser": self._optimiser.state_dict(),
                 "averaged": None if self._averaged is None else self._averaged.state_dict(),
             },
@@ -195,7 +230,8 @@ class Trainer:
         """
         try:
             state = torch.load(io.BytesIO(data), map_location=self._device, weights_only=True)
-            self.model.load_state_dict(state["model"])
+            # What is frozen is as it was when training started.
+            self.model.load_state_dict({**self.model.state_dict(), **state["model"]})
             self._optimiser.load_state_dict(state["optimiser"])
             if self._averaged is not None:
                 self._averaged.load_state_dict(state["averaged"])

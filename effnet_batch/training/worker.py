@@ -3,7 +3,8 @@
 import dataclasses
 import json
 import time
-from typing import Any, Final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, Protocol
 
 import pyarrow as pa
 import ray.train
@@ -15,13 +16,15 @@ from effnet_batch.evaluation.metrics import Detections
 from effnet_batch.models.aggregation import score_of
 from effnet_batch.models.checkpoint_file import checkpoint_bytes
 from effnet_batch.models.checkpoint_info import CheckpointInfo
+from effnet_batch.models.sequence import SequenceClassifier
 from effnet_batch.stages.show import View
 from effnet_batch.storage import Storage, StorageOptions, join
-from effnet_batch.training.feed import Feed, FeedClock, batches
+from effnet_batch.training.feed import Feed, FeedClock
 from effnet_batch.training.network import build_network
-from effnet_batch.training.plan import epoch_plan, share_of
-from effnet_batch.training.trainer import Trainer, class_weights
-from effnet_batch.training.validation import judge
+from effnet_batch.training.plan import Step, epoch_plan, share_of
+from effnet_batch.training.prepared import PreparedClips
+from effnet_batch.training.stored import StoredClips, StoredFrames
+from effnet_batch.training.trainer import Batch, Trainer, class_weights
 
 METRICS_FILE: Final = "metrics.jsonl"
 BEST_FILE: Final = "best.safetensors"
@@ -48,7 +51,9 @@ class TrainTask:
     samples: pa.Table
     """Clips to train on, of `feed.SAMPLES_SCHEMA`."""
     validation: pa.Table
-    """Videos to validate on: ``uri`` and ``label``."""
+    """Videos to validate on: ``uri`` of the file with their clips, ``record_id``, ``label``."""
+    frames: StoredFrames | None
+    """Stored embeddings that a head alone is trained on; None trains on pictures."""
     messages: Any
     """Handle of the actor that shows messages to the user: ``tell(text)``."""
 
@@ -67,6 +72,49 @@ class _History:
     def epochs_since_best(self) -> int:
         aucs = self.aucs
         return len(aucs) - 1 - aucs.index(max(aucs)) if aucs else 0
+
+
+class Clips(Protocol):
+    """What is trained and validated on: `prepared.PreparedClips`, `stored.StoredClips`."""
+
+    def batches(
+        self,
+        steps: Sequence[Step],
+        weights: Mapping[int, float],
+        *,
+        epoch: int,
+        batch_size: int,
+        clock: FeedClock,
+    ) -> Iterator[Batch]:
+        """Yields a worker's batches in the order of its steps."""
+        ...
+
+    def judge(self, model: SequenceClassifier, videos: pa.Table, *, device: str) -> list[float]:
+        """Returns the logit of every video, as scoring finds it."""
+        ...
+
+
+def open_clips(task: TrainTask, storage: Storage) -> Clips:
+    """Opens what a task trains and validates on."""
+    if task.frames is not None:
+        return StoredClips(
+            task.frames,
+            info=task.info,
+            view=task.view,
+            samples=task.samples,
+            validation=task.validation,
+            storage=storage,
+        )
+    feed = Feed(
+        storage=task.storage,
+        augmentation=task.augmentation,
+        self_blended=task.optimisation.self_blended,
+        seed=task.optimisation.training_seed,
+        epoch=0,
+    )
+    return PreparedClips(
+        info=task.info, view=task.view, feed=feed, samples=task.samples, storage=storage
+    )
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -88,16 +136,18 @@ def train_worker(config: dict[str, Any]) -> None:
         steps_per_epoch=plan_size,
         device=device,
         num_workers=num_workers,
+        on_embeddings=task.frames is not None,
     )
+    clips = open_clips(task, storage)
     history = _History()
     if state := _latest_state(storage, task):
         trainer.load(storage.read(state))
         history.lines = _read_lines(storage, task, trainer.epoch)
     weights = class_weights(task.samples["label"].to_pylist(), balance=settings.balance)
     while trainer.epoch < settings.epochs:
-        epoch = _Epoch(task, trainer, rank, num_workers, device, weights)
+        epoch = _Epoch(task, clips, trainer, rank, num_workers, device, weights)
         history.lines += epoch.train()
-        line = epoch.validate(storage)
+        line = epoch.validate()
         history.lines.append(line)
         trainer.epoch += 1
         if rank == 0:
@@ -118,13 +168,14 @@ class _Epoch:
     def __init__(
         self,
         task: TrainTask,
+        clips: Clips,
         trainer: Trainer,
         rank: int,
         num_workers: int,
         device: str,
         weights: dict[int, float],
     ) -> None:
-        self._task, self._trainer, self._device = task, trainer, device
+        self._task, self._clips, self._trainer, self._device = task, clips, trainer, device
         self._rank, self._num_workers, self._weights = rank, num_workers, weights
         self._waited_share = 0.0
         self._mean_loss = 0.0
@@ -146,29 +197,21 @@ class _Epoch:
             )
             for start in range(0, len(plan), settings.clips_per_step)
         ]
-        feed = Feed(
-            storage=task.storage,
-            augmentation=task.augmentation,
-            self_blended=settings.self_blended,
-            seed=settings.training_seed,
-            epoch=trainer.epoch,
-        )
         clock = FeedClock()
         trainer.start_epoch(self._rank)
         lines = []
         told = time.perf_counter()
         for number, batch in enumerate(
-            batches(
-                task.samples,
+            self._clips.batches(
                 share_of(plan, self._rank, self._num_workers),
-                feed,
                 self._weights,
+                epoch=trainer.epoch,
                 batch_size=settings.clips_per_step // self._num_workers,
                 clock=clock,
             )
         ):
             if number == 0:
-                clock.waited = 0.0  # until Ray Data had started
+                clock.waited = 0.0  # until the first clips were there
                 began = time.perf_counter()
             loss = self._sum(trainer.train_step(batch, totals[number]))
             lines.append({"epoch": trainer.epoch + 1, "step": number + 1, "loss": loss})
@@ -180,23 +223,23 @@ class _Epoch:
         self._mean_loss = sum(line["loss"] for line in lines) / len(lines)
         return lines
 
-    def validate(self, storage: Storage) -> dict[str, Any]:
+    def validate(self) -> dict[str, Any]:
         """Judges the validation videos, each worker its share; returns the epoch's line."""
         task = self._task
         mine = task.validation.take(
             list(range(self._rank, len(task.validation), self._num_workers))
         )
-        logits = judge(
-            self._trainer.judged, task.info, task.view, mine, storage, device=self._device
-        )
-        found = list(zip(mine["uri"].to_pylist(), logits, strict=True))
+        logits = self._clips.judge(self._trainer.judged, mine, device=self._device)
+        found = list(zip(mine["record_id"].to_pylist(), logits, strict=True))
         if self._num_workers > 1:
             shares: list[Any] = [None] * self._num_workers
             dist.all_gather_object(shares, found)
             found = [each for share in shares for each in share]
-        by_uri = dict(found)
+        by_record = dict(found)
         labels = task.validation["label"].to_pylist()
-        scores = [score_of(by_uri[uri]) for uri in task.validation["uri"].to_pylist()]
+        scores = [
+            score_of(by_record[record]) for record in task.validation["record_id"].to_pylist()
+        ]
         metrics = Detections(labels, scores).measure()
         return {
             "epoch": self._trainer.epoch + 1,
