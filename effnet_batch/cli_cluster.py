@@ -42,7 +42,7 @@ def cluster() -> None:
 
 
 @cluster.command()
-@click.argument("job", type=click.Choice(["embed", "score", "rescore"]))
+@click.argument("job", type=click.Choice(["embed", "score", "rescore", "finetune", "evaluate"]))
 @click.option(
     "--config", metavar="FILE.toml", help="Settings of the job, which name its input and output."
 )

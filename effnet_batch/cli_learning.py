@@ -1,6 +1,7 @@
 # ruff: noqa: D301  click reads \b in a docstring as "keep these lines as they are"
 """The commands that train and measure checkpoints."""
 
+import dataclasses
 from typing import Any
 
 import click
@@ -11,11 +12,11 @@ from effnet_batch.cli_options import config_options, storage_flags
 
 
 @click.command()
-@click.argument("manifest")
-@click.argument("output")
+@click.argument("input", metavar="[MANIFEST]", required=False)
+@click.argument("output", required=False)
 @config_options("finetune")
 @command
-def finetune(manifest: str, output: str, settings: dict[str, Any], console: Console) -> int:
+def finetune(input: str, output: str, settings: dict[str, Any], console: Console) -> int:
     """Train a forgery classifier on labelled videos; OUTPUT/model.safetensors is what score runs.
 
     MANIFEST is a list with the columns uri and label (fake, real), best also group (who is seen)
@@ -31,7 +32,7 @@ def finetune(manifest: str, output: str, settings: dict[str, Any], console: Cons
     from effnet_batch.pipelines.finetune import finetune as run_finetune
 
     config = FinetuneConfig.from_flat(settings)
-    found = run_finetune(manifest, output, config=config, reporter=console)
+    found = run_finetune(input, output, config=config, reporter=console)
     console.summary(
         f"Trained: {found.checkpoint}",
         {
@@ -48,34 +49,11 @@ def finetune(manifest: str, output: str, settings: dict[str, Any], console: Cons
 
 
 @click.command()
-@click.argument("scores")
-@click.option("--labels", help="Manifest or list with uri and label; default: the scored one's.")
+@click.argument("input", metavar="[SCORES]", required=False)
 @click.option("--output", help="Folder for metrics.json, plots and a page.")
-@click.option("--split", help="Measure only videos of this split.")
-@click.option("--by", multiple=True, help="Also by the values of this column, such as method.")
-@click.option("--impute", type=float, help="Score of videos without one; the DFDC takes 0.5.")
-@click.option("--threshold", type=float, help="Of the accuracies; default: the checkpoint's.")
-@click.option(
-    "--resamples",
-    type=click.IntRange(min=0),
-    default=1000,
-    show_default=True,
-    help="Of the intervals; 0 leaves them out.",
-)
-@storage_flags
+@config_options("evaluate", optional="output")
 @command
-def evaluate(
-    scores: str,
-    labels: str | None,
-    output: str | None,
-    split: str | None,
-    by: tuple[str, ...],
-    impute: float | None,
-    threshold: float | None,
-    resamples: int,
-    storage: dict[str, Any],
-    console: Console,
-) -> int:
+def evaluate(input: str, output: str | None, settings: dict[str, Any], console: Console) -> int:
     """Measure the scores of an output against labels.
 
     Intervals hold 95 % of resamples of whole groups, so that many videos of one person count as
@@ -84,20 +62,23 @@ def evaluate(
     \b
     effnet-batch evaluate scores/ --labels labels.csv --by method --output evaluation/
     """
+    from effnet_batch.config import EvaluateConfig
     from effnet_batch.evaluation.page import metric_title
     from effnet_batch.pipelines.evaluate import evaluate as run_evaluate
     from effnet_batch.storage import StorageOptions
 
+    config = EvaluateConfig.from_flat(settings)
+    wanted = config.evaluation
     found = run_evaluate(
-        scores,
-        labels=labels,
+        input,
+        labels=wanted.labels,
         output=output,
-        split=split,
-        by=by,
-        impute=impute,
-        threshold=threshold,
-        num_resamples=resamples,
-        storage=StorageOptions(**storage),
+        split=wanted.split,
+        by=wanted.by,
+        impute=wanted.impute,
+        threshold=wanted.threshold,
+        num_resamples=wanted.resamples,
+        storage=StorageOptions(**dataclasses.asdict(config.storage)),
     )
     columns = {"videos": found.videos, "frames": found.frames}
     for name, slices in found.by.items():
@@ -109,7 +90,7 @@ def evaluate(
             "labelled videos": found.num_videos,
             **{
                 f"without a score: {status}": f"{sum(counts.values()):,}"
-                + (f", counted as {impute:g}" if impute is not None else ", left out")
+                + (f", counted as {wanted.impute:g}" if wanted.impute is not None else ", left out")
                 for status, counts in found.without_score.items()
             },
             "without a label, left out": found.num_unlabelled or None,

@@ -10,6 +10,7 @@ import click
 
 from effnet_batch.config import (
     EmbedConfig,
+    EvaluateConfig,
     FinetuneConfig,
     JobConfig,
     ManifestConfig,
@@ -22,6 +23,7 @@ from effnet_batch.errors import ConfigError
 
 CONFIGS: dict[str, type[JobConfig]] = {
     "embed": EmbedConfig,
+    "evaluate": EvaluateConfig,
     "finetune": FinetuneConfig,
     "manifest": ManifestConfig,
     "rescore": RescoreConfig,
@@ -32,11 +34,14 @@ _PLACES = ("input", "output")
 """Arguments of commands that a file of settings may name too; no setting is called like them."""
 
 
-def config_options(job: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def config_options(
+    job: str, *, optional: str | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Adds a flag per setting of a job, and ``--config FILE.toml``.
 
     The command gets ``settings``: the file's values with the given flags laid over them. Its
-    arguments ``input`` and ``output`` may stand in the file instead.
+    ``input`` and ``output`` may stand in the file instead; the one called as ``optional`` may be
+    missing, which is None.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -54,7 +59,10 @@ def config_options(job: str) -> Callable[[Callable[..., Any]], Callable[..., Any
                 raise click.UsageError(str(error)) from error
             for name in _PLACES:
                 if name in kwargs:
-                    kwargs[name] = _place(name, kwargs[name], settings.pop(name, None))
+                    in_file = settings.pop(name, None)
+                    place = kwargs[name] or in_file
+                    if place is not None or name != optional:
+                        kwargs[name] = _place(name, place)
             return function(settings=settings, **kwargs)
 
         decorated: Callable[..., Any] = run
@@ -67,9 +75,8 @@ def config_options(job: str) -> Callable[[Callable[..., Any]], Callable[..., Any
     return decorate
 
 
-def _place(name: str, argument: str | None, in_file: object) -> str:
-    """Returns INPUT or OUTPUT, from the command line or else from the file."""
-    place = argument or in_file
+def _place(name: str, place: object) -> str:
+    """Checks INPUT or OUTPUT, which come from the command line or else from the file."""
     if not isinstance(place, str) or not place:
         raise click.UsageError(
             f'{name.upper()} is missing; name it on the command line, or as {name} = "..." in the '

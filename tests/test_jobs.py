@@ -10,13 +10,21 @@ import click
 import pytest
 
 from effnet_batch.cli_options import config_options
-from effnet_batch.config import EmbedConfig, RescoreConfig, ScoreConfig
+from effnet_batch.config import (
+    EmbedConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+    RescoreConfig,
+    ScoreConfig,
+)
 
 ROOT = Path(__file__).parents[1]
 JOBS = {
     "embed_images": ("embed", EmbedConfig),
     "score_videos": ("score", ScoreConfig),
-    "rescore_videos": ("rescore", RescoreConfig),
+    "rescore": ("rescore", RescoreConfig),
+    "finetune": ("finetune", FinetuneConfig),
+    "evaluate": ("evaluate", EvaluateConfig),
 }
 LINE = re.compile(r"^#?(?P<name>\w+) = (?P<value>.*?)(?P<example>  # example)?$")
 

@@ -8,6 +8,7 @@ from effnet_batch.config.embed import (
     ModelSettings,
     OutputSettings,
 )
+from effnet_batch.config.evaluate import EvaluateConfig, EvaluationSettings
 from effnet_batch.config.finetune import (
     AugmentationSettings,
     ExportSettings,
@@ -42,6 +43,8 @@ __all__ = [
     "ClusterSettings",
     "EmbedConfig",
     "EngineSettings",
+    "EvaluateConfig",
+    "EvaluationSettings",
     "ExportSettings",
     "FaceDetectionSettings",
     "FailureSettings",

@@ -1,6 +1,6 @@
 """Judges videos again by their stored frames: what `ray job submit` runs on a cluster.
 
-python jobs/rescore_videos.py --config jobs/rescore_videos.toml
+python jobs/rescore.py --config jobs/rescore.toml
 """
 
 import sys
