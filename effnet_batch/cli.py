@@ -14,7 +14,8 @@ from effnet_batch.cli_command import (
     command as _command,
 )
 from effnet_batch.cli_console import Console, format_duration, format_size
-from effnet_batch.cli_learning import calibrate, evaluate, finetune, labels
+from effnet_batch.cli_learning import calibrate, evaluate, finetune
+from effnet_batch.cli_listing import labels, manifest
 from effnet_batch.cli_options import config_options, storage_flags
 from effnet_batch.cli_plan import plan
 
@@ -317,23 +318,6 @@ def forget(output: str, uri_list: str, storage: dict[str, Any], console: Console
 
 
 @main.command()
-@click.argument("input")
-@click.argument("manifest")
-@config_options("manifest")
-@_command
-def manifest(input: str, manifest: str, settings: dict[str, Any], console: Console) -> None:
-    """List INPUT once into a Parquet file that `embed` and `score` take as their INPUT.
-
-    \b
-    effnet-batch manifest s3://bucket/images images.manifest.parquet
-    effnet-batch embed images.manifest.parquet s3://bucket/embeddings
-    """
-    from effnet_batch.pipelines.listing import list_input
-
-    console.summary(f"Manifest: {manifest}", list_input(input, manifest, settings))
-
-
-@main.command()
 @click.option("--phi", type=float, help="Compound coefficient: depth 1.2^phi, width 1.1^phi, ...")
 @click.option("--width", type=float, help="Width coefficient.")
 @click.option("--depth", type=float, help="Depth coefficient.")
@@ -386,5 +370,5 @@ def checkpoints(console: Console) -> None:
     console.table(*checkpoint_rows())
 
 
-for _command_elsewhere in (cluster, plan, finetune, evaluate, calibrate, labels):
+for _command_elsewhere in (cluster, plan, manifest, finetune, evaluate, calibrate, labels):
     main.add_command(_command_elsewhere)

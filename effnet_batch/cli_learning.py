@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from effnet_batch.cli_command import EXIT_COMPLETE, EXIT_FAILED, command
+from effnet_batch.cli_command import EXIT_COMPLETE, command
 from effnet_batch.cli_console import Console
 from effnet_batch.cli_options import config_options, storage_flags
 
@@ -173,35 +173,4 @@ def calibrate(
             "log loss": f"{found.log_loss_before:.4f} before, {found.log_loss_after:.4f} after",
         },
     )
-    return EXIT_COMPLETE
-
-
-@click.command()
-@click.argument("root")
-@click.argument("target")
-@click.option("--layout", default="auto", show_default=True, help="Name of the dataset's layout.")
-@storage_flags
-@command
-def labels(root: str, target: str, layout: str, storage: dict[str, Any], console: Console) -> int:
-    """Write the labels of a known dataset as a CSV list, and say what leaks between its splits.
-
-    Knows DFDC, FaceForensics++, Celeb-DF, DeeperForensics-1.0, DeepfakeBench, DeepfakeTIMIT,
-    folders real and fake, and folders named like classes. Exits with 1 when somebody is in two
-    splits.
-
-    \b
-    effnet-batch labels /data/Celeb-DF-v2 celeb.csv
-    """
-    from effnet_batch.pipelines.labels import list_labels
-    from effnet_batch.storage import StorageOptions
-
-    found = list_labels(root, target, layout=layout, storage=StorageOptions(**storage))
-    console.summary(f"Labels: {target}", {"layout": found.layout, **found.counts})
-    for note in found.notes:
-        console.warning(note)
-    for leak in found.leaks:
-        console.error(f"leak: {leak}")
-    if found.num_leaks:
-        console.error(f"{found.num_leaks:,} groups stand in more than one split")
-        return EXIT_FAILED
     return EXIT_COMPLETE

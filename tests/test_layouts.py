@@ -309,7 +309,9 @@ def test_labels_become_a_list_and_leaks_are_told(
     target = tmp_path / "labels.csv"
     done = CliRunner().invoke(main, ["labels", str(root), str(target)])
     assert done.exit_code == 1
-    assert "leak: id1 is in test and train" in capfd.readouterr().err
+    told = capfd.readouterr().err
+    assert "id1 is in test and train" in told
+    assert "1 groups in more than one split" in told
     lines = target.read_text().splitlines()
     assert lines[0] == '"uri","label","group","split","method","compression"'
     assert lines[1] == f'"{root}/Celeb-real/id1_0000.mp4","real","id1","test",,'
@@ -326,3 +328,41 @@ def test_labels_become_a_list_and_leaks_are_told(
     assert re.search(r"test, real +1\n", done.stdout)
     done = CliRunner().invoke(main, ["labels", str(root), str(tmp_path / "labels.txt")])
     assert done.exit_code == 2
+
+
+def test_a_manifest_is_checked(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    contents = {"a": b"one", "b": b"two", "c": b"one", "d": b"longer", "e": b"longer", "f": b"x"}
+    for name, data in contents.items():
+        (tmp_path / f"{name}.mp4").write_bytes(data)
+    rows = [
+        "uri,label,group,split",
+        "a.mp4,fake,g1,train",
+        "b.mp4,real,g2,train",
+        "c.mp4,fake,g3,val",
+        "d.mp4,fake,g4,val",
+        "e.mp4,real,g5,val",
+        "f.mp4,real,g6,test",
+    ]
+    listed, manifest = tmp_path / "videos.csv", str(tmp_path / "videos.parquet")
+
+    def check(*flags: str) -> tuple[int, str, str]:
+        listed.write_text("\n".join(rows))
+        done = CliRunner().invoke(main, ["manifest", str(listed), manifest, *flags])
+        return done.exit_code, done.stdout, capfd.readouterr().err
+
+    code, facts, told = check("--check")
+    assert (code, told.count("split")) == (0, 0)  # what is inside the files was not asked for
+    assert re.search(r"train, fake +1\n.*train, real +1\n.*val, fake +2\n", facts, re.DOTALL)
+    code, _, told = check("--contents")
+    assert code == 1
+    text = " ".join(told.split())
+    assert f"the same content is train ({tmp_path}/a.mp4) and val ({tmp_path}/c.mp4)" in text
+    assert f"the same content is fake ({tmp_path}/d.mp4) and real ({tmp_path}/e.mp4)" in text
+    assert "1 contents in more than one split" in text
+    assert "1 contents with more than one label" in text
+    rows += ["gone.mp4,fake,g1,test"]
+    code, _, told = check("--check")
+    assert code == 1
+    assert "g1 is in test and train" in told
+    assert "gone.mp4" in told
+    assert "1 missing files" in told

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 from torch.nn.functional import binary_cross_entropy_with_logits
 from video_files import encode
 
@@ -36,6 +36,7 @@ PREPROCESSING = Preprocessing(image_size=SIDE, resize_size=SIDE)
 TINY = SequenceConfig(architecture="mobilenet_v2", lstm_layers=1, lstm_dim=32)
 
 
+@settings(deadline=None)
 @given(
     st.integers(1, 200), st.integers(1, 8), st.integers(1, 4), st.integers(0, 5), st.integers(0, 5)
 )

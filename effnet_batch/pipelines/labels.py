@@ -1,6 +1,5 @@
 """A dataset's labels as one list, and what is wrong with them."""
 
-import collections
 import dataclasses
 import io
 from typing import Final
@@ -9,12 +8,11 @@ import pyarrow as pa
 import pyarrow.csv
 
 from effnet_batch.errors import ConfigError
-from effnet_batch.layouts import AUTO, Dataset, read_layout
-from effnet_batch.layouts.tree import Labelled
+from effnet_batch.layouts import AUTO, read_layout
+from effnet_batch.pipelines.label_check import LabelledFile, LabelReport, check_labels
 from effnet_batch.storage import Storage, StorageOptions, canonical_uri
 
 _COLUMNS: Final = ("uri", "label", "group", "split", "method", "compression")
-_MAX_SHOWN: Final = 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,17 +20,19 @@ class LabelledDataset:
     """What `list_labels` wrote."""
 
     layout: str
-    counts: dict[str, int]
-    """Files by split and label."""
     notes: tuple[str, ...]
     """What is missing, or was left out."""
-    leaks: tuple[str, ...]
-    """Groups in more than one split, the first ten."""
-    num_leaks: int
+    report: LabelReport
+    """What is wrong with them."""
 
 
 def list_labels(
-    root: str, target: str, *, layout: str = AUTO, storage: StorageOptions | None = None
+    root: str,
+    target: str,
+    *,
+    layout: str = AUTO,
+    reads_contents: bool = False,
+    storage: StorageOptions | None = None,
 ) -> LabelledDataset:
     """Writes the labels of a known dataset as CSV, which jobs and `evaluate` take as they are.
 
@@ -40,6 +40,7 @@ def list_labels(
         root: the dataset's folder, local or remote.
         target: where the list goes; ends in ``.csv``.
         layout: one of `layouts.LAYOUTS`, or ``auto``.
+        reads_contents: also look for the same content in two splits or under two labels.
         storage: how storage is spoken to.
 
     Raises:
@@ -58,30 +59,18 @@ def list_labels(
     table = pa.Table.from_pylist(rows, pa.schema([(name, pa.string()) for name in _COLUMNS]))
     pyarrow.csv.write_csv(table, file)
     room.write(canonical_uri(target), file.getvalue())
-    return _summary(dataset)
-
-
-def _summary(dataset: Dataset) -> LabelledDataset:
-    counts = collections.Counter(
-        f"{item.split or 'no split'}, {item.label}" for item in dataset.items
+    files = (
+        LabelledFile(
+            uri=item.info.uri,
+            label=item.label,
+            group=item.group,
+            split=item.split,
+            size_bytes=item.info.size_bytes,
+        )
+        for item in dataset.items
     )
-    leaks = _leaks(dataset.items)
     return LabelledDataset(
         layout=dataset.layout,
-        counts=dict(sorted(counts.items())),
         notes=dataset.notes,
-        leaks=tuple(leaks[:_MAX_SHOWN]),
-        num_leaks=len(leaks),
+        report=check_labels(files, room, reads_contents=reads_contents),
     )
-
-
-def _leaks(items: list[Labelled]) -> list[str]:
-    splits: dict[str, set[str]] = collections.defaultdict(set)
-    for item in items:
-        if item.split is not None:
-            splits[item.group].add(item.split)
-    return [
-        f"{group} is in {' and '.join(sorted(found))}"
-        for group, found in sorted(splits.items())
-        if len(found) > 1
-    ]
