@@ -1,6 +1,7 @@
 """Fine-tuning from end to end on real clips: workers, restarts, the checkpoint that comes of it."""
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,9 @@ def losses(output: Path) -> list[float]:
 
 
 def test_training_is_the_same_for_any_workers_and_restarts(folder: Path, tmp_path: Path) -> None:
+    handler = signal.getsignal(signal.SIGINT)
     one, told = run(folder / "labels.csv", tmp_path / "one")
+    assert signal.getsignal(signal.SIGINT) is handler
     assert (one.num_epochs, one.num_train_clips, one.num_validation_videos) == (3, 8, 4)
     assert one.left_out == {"unsupported": 1, "no label": 1}
     assert any("1 videos are left out: unsupported" in text for text in told.warnings)
@@ -116,7 +119,9 @@ def test_training_is_the_same_for_any_workers_and_restarts(folder: Path, tmp_pat
 
     checkpoint = load_checkpoint(one.checkpoint)
     assert checkpoint.sha256 == one.sha256
-    assert checkpoint.info.calibration is not None
+    # What it has learnt by now may rank no better than chance, which is said instead.
+    is_calibrated = not any("is not calibrated" in text for text in told.warnings)
+    assert (checkpoint.info.calibration is not None) == is_calibrated
     assert checkpoint.info.sampling["strategy"] == "every_nth"
     summary = score(
         str(folder / "labels.csv"), str(tmp_path / "scores"), checkpoint=[one.checkpoint]

@@ -61,6 +61,8 @@ def encode(
         stream: Any = output.add_stream(codec, rate=rate, options=options or {})
         stream.width, stream.height = size
         stream.pix_fmt = pixel_format
+        # Threads of libvpx wait for each other by spinning, on a busy machine for hours.
+        stream.codec_context.thread_count = 1
         unit = Fraction(1, 1000) if times is not None else Fraction(1, rate)
         stream.codec_context.time_base = unit
         if rotation_degrees or is_mirrored:

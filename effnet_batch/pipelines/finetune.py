@@ -32,7 +32,7 @@ from effnet_batch.pipelines.material import (
 )
 from effnet_batch.pipelines.progress import Reporter, Silent
 from effnet_batch.pipelines.run import new_run_id, storage_options
-from effnet_batch.pipelines.session import cluster_cpus_and_gpus, ray_session
+from effnet_batch.pipelines.session import cluster_cpus_and_gpus, kept_sigint, ray_session
 from effnet_batch.pipelines.stored_material import is_output, stored_material
 from effnet_batch.storage import Storage, canonical_uri, join, redact
 from effnet_batch.training.worker import (
@@ -248,7 +248,8 @@ def _train(config: FinetuneConfig, task: TrainTask, reporter: Reporter) -> None:
             ),
         )
         try:
-            trainer.fit()
+            with kept_sigint():
+                trainer.fit()
         except Exception as error:
             cause = cause_of(error)
             if isinstance(cause, ConfigError | JobError):

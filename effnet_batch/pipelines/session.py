@@ -115,6 +115,23 @@ def _kept_sigterm() -> Iterator[None]:
             signal.signal(signal.SIGTERM, handler)
 
 
+@contextlib.contextmanager
+def kept_sigint() -> Iterator[None]:
+    """Keeps the handler of SIGINT, which Ray Train replaces for good by one that needs its actor.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed; Ray's own handler would end with success.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+
+
 def _hide_secrets_of_command_line() -> None:
     """Takes signatures out of this process's command line.
 
