@@ -56,6 +56,8 @@ def test_a_batch_holds_what_waits_and_every_lane_gets_its_own() -> None:
         assert values(too_many) == [9, 10, 11]
     assert engine.sizes == [2, 6, 3]
     assert clock.seconds["model"] > 0
+    assert (clock.num_batches, clock.num_frames) == (3, 11)
+    assert clock.seconds["wait"] > 0  # until the first came
 
 
 def test_a_failure_reaches_the_lanes_of_its_batch_alone() -> None:

@@ -18,6 +18,7 @@ from effnet_batch.config import VideoLimitSettings
 from effnet_batch.errors import RecordError
 from effnet_batch.media.faces import load_model
 from effnet_batch.media.video import VideoInfo
+from effnet_batch.pipelines.metrics import publish_clock
 from effnet_batch.pipelines.open_videos import video_opener
 from effnet_batch.schema import KIND_VIDEO
 from effnet_batch.shards import MAX_HELD_BYTES
@@ -95,7 +96,9 @@ def decode_video(
 def _parts(
     task: DecodeTask, source: Source, content: npt.NDArray[np.uint8] | None, *, is_suspect: bool
 ) -> Iterator[Part]:
-    item = _fetch(task, source) if content is None else _unpack(source, content)
+    clock = StageClock()
+    with clock.measure("read"):
+        item = _fetch(task, source) if content is None else _unpack(source, content)
     yield Fetched(item.size_bytes, item.error)
     if item.content is None:
         return
@@ -110,7 +113,7 @@ def _parts(
             yield reader.info
             for viewing in task.viewings:
                 try:
-                    yield from show(reader, viewing, face_model, StageClock())
+                    yield from show(reader, viewing, face_model, clock)
                 except RecordError as error:
                     yield Ended(reader.is_partial, error)
                     return
@@ -118,6 +121,7 @@ def _parts(
     except RecordError as error:
         yield Ended(False, error)
     finally:
+        publish_clock(clock, ("read", "decode"))
         item.close()
 
 

@@ -22,7 +22,7 @@ from effnet_batch.config import EmbedConfig
 from effnet_batch.media.image import DecodedImage, ImageLimits, decode_image
 from effnet_batch.media.isolation import IsolatedDecoder
 from effnet_batch.models.engine import Engine
-from effnet_batch.pipelines.metrics import publish_model_call
+from effnet_batch.pipelines.metrics import publish_clock
 from effnet_batch.pipelines.progress import UnitProgress
 from effnet_batch.pipelines.resolution import build_chosen_engine
 from effnet_batch.pipelines.resolve import Resolved, load_chosen
@@ -30,7 +30,7 @@ from effnet_batch.pipelines.units import Task, part_writer, read_unit, receipt
 from effnet_batch.schema import STATUS_OK
 from effnet_batch.stages.decode import Decode, DecodedBatch, decode_batch
 from effnet_batch.stages.embed import EmbeddingColumns, embed_batch, embed_items
-from effnet_batch.stages.lanes import StageClock
+from effnet_batch.stages.lanes import WAIT, StageClock
 from effnet_batch.stages.read import Item, OutageGuard
 from effnet_batch.stages.watchdog import Watchdog, end_process
 from effnet_batch.storage import Storage, StorageOptions
@@ -84,7 +84,7 @@ class FusedWorker:
             tables = embed_items(
                 items,
                 lambda batch: decode_batch(batch, decode, task.stamp, size),
-                lambda batch: embed_batch(batch, self._engine, task.columns),
+                lambda batch: _embed(batch, self._engine, task, clock),
                 batch_size=self._engine.batch_size,
                 num_lanes=task.num_lanes,
                 clock=clock,
@@ -105,7 +105,7 @@ def decode_unit(unit: pa.Table, *, task: EmbedTask, board: Any) -> Iterator[pa.T
         column ``frame``, and ``unit`` and ``place``, the row's number in the unit. Each becomes a
         block: Ray takes up the blocks of a task that it runs again by their position.
     """
-    progress = UnitProgress(board, unit)
+    progress, clock = UnitProgress(board, unit), StageClock()
     size = task.resolved.preprocessing.image_size
     with _decoder(task, is_suspect=progress.is_suspect) as decode:
         tables = embed_items(
@@ -114,7 +114,7 @@ def decode_unit(unit: pa.Table, *, task: EmbedTask, board: Any) -> Iterator[pa.T
             _with_frames,
             batch_size=task.rows_per_block,
             num_lanes=1,
-            clock=StageClock(),
+            clock=clock,
         )
         place = 0
         for table in tables:
@@ -124,6 +124,7 @@ def decode_unit(unit: pa.Table, *, task: EmbedTask, board: Any) -> Iterator[pa.T
             yield table.append_column(
                 "unit", pa.array(np.full(len(table), progress.unit, np.int32))
             ).append_column("place", places)
+    publish_clock(clock, ("read", "decode"))
     progress.finish()
 
 
@@ -137,13 +138,14 @@ class EncodeWorker:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Returns the rows with the model's columns in place of ``frame``."""
-        started = time.perf_counter()
+        clock = StageClock()
+        clock.add(WAIT, time.perf_counter() - self._idle_since)
         size = self._task.resolved.preprocessing.image_size
         batch = DecodedBatch(table, _frames(table, size))
-        rows = embed_batch(batch, self._engine, self._task.columns)
-        ended = time.perf_counter()
-        publish_model_call(ended - started, started - self._idle_since)
-        self._idle_since = ended
+        with clock.measure("model"):
+            rows = _embed(batch, self._engine, self._task, clock)
+        publish_clock(clock, ("model",))
+        self._idle_since = time.perf_counter()
         return rows.append_column("unit", table["unit"]).append_column("place", table["place"])
 
 
@@ -171,6 +173,11 @@ def build_worker_engine(task: EmbedTask, *, num_streams: int) -> Engine:
         num_streams=num_streams,
         with_logits=task.columns.needs_logits,
     )
+
+
+def _embed(batch: DecodedBatch, engine: Engine, task: EmbedTask, clock: StageClock) -> pa.Table:
+    clock.add_batch(len(batch.frames))
+    return embed_batch(batch, engine, task.columns)
 
 
 def _read(

@@ -5,28 +5,31 @@ output holds, only its ledger says.
 """
 
 import functools
-from collections.abc import Mapping
 from typing import Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from ray.util.metrics import Counter
 
+from effnet_batch.stages.lanes import WAIT, StageClock
+
 RECORDS: Final = "effnet_batch_records"
 WRITTEN_BYTES: Final = "effnet_batch_written_bytes"
 STAGE_SECONDS: Final = "effnet_batch_stage_seconds"
 MODEL_CALLS: Final = "effnet_batch_model_calls"
+MODEL_FRAMES: Final = "effnet_batch_model_frames"
 MODEL_WAIT_SECONDS: Final = "effnet_batch_model_wait_seconds"
 
 _DESCRIPTIONS: Final = {
     RECORDS: ("Finished records.", ("status",)),
     WRITTEN_BYTES: ("Bytes of committed parts.", ()),
     STAGE_SECONDS: ("Seconds that threads spent in a stage.", ("stage",)),
-    MODEL_CALLS: (
-        "Runs of the model; records over calls show how full batches are.",
+    MODEL_CALLS: ("Runs of the model.", ()),
+    MODEL_FRAMES: ("Frames that it ran over; frames over runs show how full batches are.", ()),
+    MODEL_WAIT_SECONDS: (
+        "Seconds that models, of actors that do not decode, had no frame to run over.",
         (),
     ),
-    MODEL_WAIT_SECONDS: ("Seconds that model actors waited for decoded frames.", ()),
 }
 
 
@@ -36,25 +39,18 @@ def publish_records(rows: pa.Table) -> None:
         _counter(RECORDS).inc(each["counts"], {"status": each["values"]})
 
 
-def publish_receipt(seconds: Mapping[str, float], size_bytes: int, num_model_calls: int) -> None:
-    """Counts what a unit took, when it is committed.
+def publish_clock(clock: StageClock, stages: tuple[str, ...]) -> None:
+    """Counts what these stages took, and what the model ran over."""
+    for stage in stages:
+        _add(STAGE_SECONDS, clock.seconds[stage], stage=stage)
+    _add(MODEL_CALLS, clock.num_batches)
+    _add(MODEL_FRAMES, clock.num_frames)
+    _add(MODEL_WAIT_SECONDS, clock.seconds[WAIT])
 
-    Args:
-        seconds: by stage.
-        size_bytes: of its parts.
-        num_model_calls: runs of the model over a batch.
-    """
-    for stage, value in seconds.items():
-        _add(STAGE_SECONDS, value, stage=stage)
+
+def publish_written(size_bytes: int) -> None:
+    """Counts the bytes of committed parts."""
     _add(WRITTEN_BYTES, size_bytes)
-    _add(MODEL_CALLS, num_model_calls)
-
-
-def publish_model_call(seconds: float, wait_seconds: float) -> None:
-    """Counts one call of an actor that only runs the model, and how long it had waited for it."""
-    _add(STAGE_SECONDS, seconds, stage="model")
-    _add(MODEL_WAIT_SECONDS, wait_seconds)
-    _add(MODEL_CALLS, 1)
 
 
 def _add(name: str, value: float, **tags: str) -> None:

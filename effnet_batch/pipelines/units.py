@@ -7,7 +7,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from effnet_batch.config import InputSettings, JobConfig
-from effnet_batch.pipelines.metrics import publish_receipt
+from effnet_batch.pipelines.metrics import publish_clock, publish_written
 from effnet_batch.pipelines.resolution import Resolution
 from effnet_batch.schema import KIND_IMAGE
 from effnet_batch.sink import OutputPaths, PartWriter
@@ -92,6 +92,7 @@ def receipt(writer: PartWriter, clock: StageClock, stages: tuple[str, ...] = STA
     The same is published as metrics.
     """
     seconds = {stage: float(clock.seconds[stage]) for stage in stages}
-    publish_receipt(seconds, writer.totals["size_bytes"], clock.calls["model"])
+    publish_clock(clock, stages)
+    publish_written(writer.totals["size_bytes"])
     named = {f"{stage}_seconds": value for stage, value in seconds.items()}
     return pa.table({name: [value] for name, value in {**writer.totals, **named}.items()})

@@ -2,6 +2,7 @@
 
 import collections
 import threading
+import time
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Final, Protocol
@@ -11,7 +12,7 @@ import numpy as np
 from effnet_batch.models.engine import Engine
 from effnet_batch.models.engine_base import Frames
 from effnet_batch.models.sequence import Embeddings
-from effnet_batch.stages.lanes import StageClock
+from effnet_batch.stages.lanes import WAIT, StageClock
 
 _BATCHES_WAITING: Final = 2
 """Of frames that wait for the engine, beside those that it runs."""
@@ -35,7 +36,7 @@ class Encoder(Protocol):
     def encode(self, frames: Frames, clock: StageClock) -> Future[Embeddings]:
         """Takes uint8 [n, S, S, 3], n from 1 to `batch_size`; promises float32 [n, D].
 
-        The clock takes the seconds of ``model``.
+        The clock takes the seconds of ``model``, the batch, and the seconds that the engine waited.
         """
         ...
 
@@ -58,6 +59,7 @@ class OwnEncoder:
         future: Future[Embeddings] = Future()
         with clock.measure("model"):
             future.set_result(self._engine.run(frames).embeddings)
+        clock.add_batch(len(frames))
         return future
 
 
@@ -81,6 +83,8 @@ class SharedEncoder:
         self._most_waiting = _BATCHES_WAITING * engine.batch_size
         self._waiting: collections.deque[_Request] = collections.deque()
         self._num_waiting = 0
+        self._num_running = 0
+        self._idle_since = time.perf_counter()
         self._is_closed = False
         self._changed = threading.Condition()
         self._runners = [
@@ -135,10 +139,13 @@ class SharedEncoder:
                 with clocks[0].measure("model"):
                     joined = frames[0] if len(frames) == 1 else np.concatenate(frames)
                     embeddings = self._engine.run(joined).embeddings
+                clocks[0].add_batch(len(joined))
             except BaseException as error:  # noqa: BLE001  raised again in the lanes
                 for future in futures:
                     future.set_exception(error)
                 continue
+            finally:
+                self._end_batch()
             ends = np.cumsum([len(each) for each in frames])[:-1]
             for future, part in zip(futures, np.split(embeddings, ends), strict=True):
                 future.set_result(part)
@@ -155,5 +162,13 @@ class SharedEncoder:
                 batch.append(self._waiting.popleft())
                 num_frames += len(batch[-1][0])
             self._num_waiting -= num_frames
+            if batch and not self._num_running:
+                batch[0][1].add(WAIT, time.perf_counter() - self._idle_since)
+            self._num_running += bool(batch)
             self._changed.notify_all()
         return batch
+
+    def _end_batch(self) -> None:
+        with self._changed:
+            self._num_running -= 1
+            self._idle_since = time.perf_counter()

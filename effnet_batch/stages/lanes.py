@@ -17,12 +17,23 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
+WAIT: Final = "wait"
+"""Of a `StageClock`: while a model had nothing to run. No stage, since nothing works on it."""
+
+
 class StageClock:
-    """Adds up the seconds that threads spend in each stage, and how often they enter it."""
+    """Adds up the seconds that threads spend in each stage, and what the model ran over.
+
+    Attributes:
+        seconds: by stage, and of `WAIT`.
+        num_batches: runs of the model.
+        num_frames: frames in them.
+    """
 
     def __init__(self) -> None:
         self.seconds: collections.defaultdict[str, float] = collections.defaultdict(float)
-        self.calls: collections.Counter[str] = collections.Counter()
+        self.num_batches = 0
+        self.num_frames = 0
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
@@ -32,9 +43,18 @@ class StageClock:
         try:
             yield
         finally:
-            with self._lock:
-                self.seconds[stage] += time.perf_counter() - start
-                self.calls[stage] += 1
+            self.add(stage, time.perf_counter() - start)
+
+    def add(self, stage: str, seconds: float) -> None:
+        """Adds seconds to a stage."""
+        with self._lock:
+            self.seconds[stage] += seconds
+
+    def add_batch(self, num_frames: int) -> None:
+        """Counts a run of the model."""
+        with self._lock:
+            self.num_batches += 1
+            self.num_frames += num_frames
 
     def measure_each(self, items: Iterable[_Item], stage: str) -> Iterator[_Item]:
         """Passes items on, adding the seconds that each takes to come to a stage."""
