@@ -6,31 +6,35 @@
         ...
         first.kill()
 
-The head has no CPUs, as on a cluster whose head does no work.
+The head has no CPUs, as on a cluster whose head does no work. Nodes end with the thread that
+started them: a test run that is killed leaves none behind.
 """
 
 import os
 import re
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import psutil
+from s3_server import die_with_parent, free_ports
 
 _MARK = "EFFNET_TEST_NODE"
 """In the environment of every process of a node: whose it is."""
 _GONE_SECONDS = 60.0
 _NUM_START_TRIES = 3
 _PAUSE_SECONDS = 0.05
+_STARTED = b"Ray runtime started."
+_METRIC = re.compile(r"^ray_effnet_batch_(\w+)_total\{(.*)\} ([0-9.e+]+)$", re.MULTILINE)
 
 
 class RayNode:
@@ -38,6 +42,7 @@ class RayNode:
 
     def __init__(self, mark: str) -> None:
         self.mark = mark
+        self.starter: subprocess.Popen[bytes] | None = None
         self.agent_port, self.metrics_port = free_ports(2)
 
     def processes(self, *names: str) -> list[psutil.Process]:
@@ -56,13 +61,14 @@ class RayNode:
                 continue
         return found
 
-    def wait_for_metric(self, name: str) -> None:
-        """Wait until the node tells Prometheus a value of a metric."""
-        deadline = time.monotonic() + _GONE_SECONDS
-        url = f"http://127.0.0.1:{self.metrics_port}/metrics"
-        while not re.search(rf"^{name}{{.*}} [0-9.e+]+$", _get(url), re.MULTILINE):
-            assert time.monotonic() < deadline, name
-            time.sleep(_PAUSE_SECONDS)
+    def metrics(self) -> dict[str, float]:
+        """Return what the node tells Prometheus of ours: name, with its tag if it has one."""
+        text = _get(f"http://127.0.0.1:{self.metrics_port}/metrics")
+        found: Counter[str] = Counter()
+        for name, tags, value in _METRIC.findall(text):
+            tag = re.search(r'\b(?:stage|status)="(\w+)"', tags)
+            found[f"{name} {tag[1]}" if tag else name] += float(value)
+        return dict(found)
 
     def kill(self, *names: str) -> int:
         """Kill the node at once, or of it what has one of these names; return how many died."""
@@ -71,6 +77,8 @@ class RayNode:
             process.send_signal(signal.SIGSTOP)
         for process in victims:
             process.send_signal(signal.SIGKILL)
+        if not names and self.starter is not None:
+            self.starter.wait()
         return len(victims)
 
 
@@ -89,6 +97,7 @@ class RayNodes:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.token,
             "RAY_TMPDIR": os.environ["RAY_TMPDIR"],
+            "RAY_metrics_report_interval_ms": "1000",
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
 
@@ -106,16 +115,17 @@ class RayNodes:
             "RAY_AUTH_TOKEN": self.token,
         }
 
-    def start_head(self, num_cpus: int = 0) -> RayNode:
+    def start_head(self, *flags: str) -> RayNode:
         return self._start(
             [
                 "--head",
+                *flags,
                 f"--port={self.port}",
                 f"--dashboard-host={self.host}",
                 f"--dashboard-port={self.dashboard_port}",
                 f"--ray-client-server-port={self.client_port}",
                 "--include-dashboard=true",
-                f"--num-cpus={num_cpus}",
+                "--num-cpus=0",
             ]
         )
 
@@ -150,12 +160,13 @@ class RayNodes:
             f"--metrics-export-port={node.metrics_port}",
             "--min-worker-port=0",
             "--max-worker-port=0",
+            "--block",
         ]
         log = Path(f"{node.mark}.log")
         for _ in range(_NUM_START_TRIES):
             # Into a file: whoever waits for the end of a pipe waits for the node's end.
             with log.open("wb") as file:
-                code = subprocess.call(
+                node.starter = subprocess.Popen(
                     command,
                     env={**self.environment, _MARK: node.mark, **environment},
                     cwd=self.folder,
@@ -163,9 +174,12 @@ class RayNodes:
                     stdout=file,
                     stderr=file,
                     start_new_session=True,
+                    preexec_fn=die_with_parent,
                 )
-            if code == 0:
-                return node
+            while node.starter.poll() is None:
+                if _STARTED in log.read_bytes():
+                    return node
+                time.sleep(_PAUSE_SECONDS)
             node.kill()  # Ray gives a node half a minute to start, which a busy machine exceeds
         raise RuntimeError(log.read_text())
 
@@ -190,11 +204,3 @@ def _get(url: str) -> str:
             return str(answer.read().decode())
     except OSError:
         return ""
-
-
-def free_ports(number: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports

@@ -138,6 +138,7 @@ class S3Server:
 
     Attributes:
         folder: data and logs of the server.
+        host: address that it listens on.
         access_log: what was requested of it.
     """
 
@@ -145,8 +146,9 @@ class S3Server:
     secret_key = SECRET_KEY
     bucket = BUCKET
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
         self.folder = folder
+        self.host = host
         self.access_log = AccessLog()
         self.access_log.settle = self._settle_log
         self._ports: dict[str, int] = {}
@@ -156,7 +158,7 @@ class S3Server:
 
     @property
     def endpoint_url(self) -> str:
-        return f"http://127.0.0.1:{self._ports['s3.port']}"
+        return f"http://{self.host}:{self._ports['s3.port']}"
 
     @property
     def env(self) -> dict[str, str]:
@@ -239,8 +241,8 @@ class S3Server:
             f"-logdir={self.folder}",
             "mini",
             f"-dir={self.folder / 'data'}",
-            "-ip=127.0.0.1",
-            "-ip.bind=127.0.0.1",
+            f"-ip={self.host}",
+            f"-ip.bind={self.host}",
             f"-bucket={BUCKET}",
             f"-s3.config={self.folder / 'users.json'}",
             f"-s3.auditLogConfig={self.folder / 'audit.json'}",
