@@ -8,6 +8,7 @@
 What is committed is read here with botocore and pyarrow alone.
 """
 
+import contextlib
 import io
 import os
 import signal
@@ -85,8 +86,9 @@ class EmbedProcess:
             print(self.output)  # noqa: T201  pytest shows it with the failure
         self.process.kill()
         self.process.wait()
-        for process in self.processes():
-            process.kill()
+        for process in {*self.processes(), *self._agents()}:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
     @property
     def output(self) -> str:
@@ -104,6 +106,17 @@ class EmbedProcess:
                 ):
                     found.append(process)
             except psutil.Error:
+                continue
+        return found
+
+    def _agents(self) -> list[psutil.Process]:
+        # Ray's agents outlive a killed node by a minute, and write their title over the mark.
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if os.getsid(process.pid) == self.process.pid != process.pid:
+                    found.append(process)
+            except ProcessLookupError:
                 continue
         return found
 
@@ -144,7 +157,7 @@ class EmbedProcess:
 
     def kill_all(self) -> None:
         """Kill every process of the run at once, as the loss of the machine does."""
-        processes = self.processes()
+        processes = {*self.processes(), *self._agents()}
         for process in processes:
             process.send_signal(signal.SIGSTOP)
         self.process.send_signal(signal.SIGKILL)

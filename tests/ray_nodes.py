@@ -10,6 +10,7 @@ The head has no CPUs, as on a cluster whose head does no work. Nodes end with th
 started them: a test run that is killed leaves none behind.
 """
 
+import contextlib
 import os
 import re
 import secrets
@@ -53,13 +54,16 @@ class RayNode:
                 if process.status() == psutil.STATUS_ZOMBIE:
                     continue
                 title = " ".join(process.cmdline())
-                if process.environ().get(_MARK) == self.mark and (
-                    not names or any(name in title for name in names)
-                ):
+                if self._owns(process) and (not names or any(name in title for name in names)):
                     found.append(process)
-            except psutil.Error:
+            except (psutil.Error, ProcessLookupError):
                 continue
         return found
+
+    def _owns(self, process: psutil.Process) -> bool:
+        # Drivers of jobs leave the session; Ray's agents write their title over the mark.
+        in_session = self.starter is not None and os.getsid(process.pid) == self.starter.pid
+        return in_session or process.environ().get(_MARK) == self.mark
 
     def metrics(self) -> dict[str, float]:
         """Return what the node tells Prometheus of ours: name, with its tag if it has one."""
@@ -73,10 +77,10 @@ class RayNode:
     def kill(self, *names: str) -> int:
         """Kill the node at once, or of it what has one of these names; return how many died."""
         victims = self.processes(*names)
-        for process in victims:
-            process.send_signal(signal.SIGSTOP)
-        for process in victims:
-            process.send_signal(signal.SIGKILL)
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for process in victims:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.send_signal(number)
         if not names and self.starter is not None:
             self.starter.wait()
         return len(victims)
