@@ -38,9 +38,9 @@ def finetune(input: str, output: str, settings: dict[str, Any], console: Console
         {
             "sha256": found.sha256,
             "epochs": f"{found.num_epochs}, kept number {found.best_epoch}",
-            "validation AUC": f"{found.validation_auc:.4f}",
-            "clips trained on": found.num_train_clips,
-            "videos validated on": found.num_validation_videos,
+            **{f"validation {name}": f"{value:.4f}" for name, value in found.metrics.items()},
+            "clips trained on": found.num_samples,
+            "videos validated on": found.num_validated,
             **{f"left out: {reason}": count for reason, count in found.left_out.items()},
             "waited for data": f"{found.data_wait_share:.1%} of the last epoch",
         },

@@ -90,7 +90,7 @@ def test_training_is_the_same_for_any_workers_and_restarts(folder: Path, tmp_pat
     handler = signal.getsignal(signal.SIGINT)
     one, told = run(folder / "labels.csv", tmp_path / "one")
     assert signal.getsignal(signal.SIGINT) is handler
-    assert (one.num_epochs, one.num_train_clips, one.num_validation_videos) == (3, 8, 4)
+    assert (one.num_epochs, one.num_samples, one.num_validated) == (3, 8, 4)
     assert one.left_out == {"unsupported": 1, "no label": 1}
     assert any("1 videos are left out: unsupported" in text for text in told.warnings)
     assert any(text.startswith("epoch 3/3: loss ") for text in told.messages)
@@ -132,7 +132,7 @@ def test_training_is_the_same_for_any_workers_and_restarts(folder: Path, tmp_pat
         main, ["evaluate", str(tmp_path / "scores"), "--split", "val", "--resamples", "0"]
     )
     assert done.exit_code == 0, done.output
-    assert f"AUC {one.validation_auc:.4f}" in " ".join(done.output.split())
+    assert f"AUC {one.metrics['auc']:.4f}" in " ".join(done.output.split())
 
 
 HEAD: dict[str, Any] = {"image_size": None, "faces": None, "learning_rate": 1e-2}
@@ -158,7 +158,7 @@ def stored(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_head_is_trained_on_stored_frames(stored: Path, tmp_path: Path) -> None:
     found, told = run(stored, tmp_path / "head", **HEAD, epochs=12, ema=0.5)
-    assert (found.num_epochs, found.num_train_clips, found.num_validation_videos) == (12, 8, 4)
+    assert (found.num_epochs, found.num_samples, found.num_validated) == (12, 8, 4)
     assert found.left_out == {"unsupported": 1, "no label": 1}
     assert any("8 clips of stored frames" in text for text in told.messages)
     assert not (tmp_path / "head/prepared").exists()

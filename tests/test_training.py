@@ -30,6 +30,7 @@ from effnet_batch.training.losses import clip_losses
 from effnet_batch.training.optimiser import AveragedModel, learning_rate, parameter_groups
 from effnet_batch.training.plan import epoch_plan, share_of
 from effnet_batch.training.trainer import Batch, Trainer, class_weights
+from effnet_batch.training.videos import ClipTrainer
 
 SIDE = 32
 PREPROCESSING = Preprocessing(image_size=SIDE, resize_size=SIDE)
@@ -161,7 +162,7 @@ def moving_square(generator: np.random.Generator, *, is_fake: bool, num_frames: 
 
 def make_trainer(config: SequenceConfig, num_steps: int = 4, **settings: Any) -> Trainer:
     torch.manual_seed(0)
-    return Trainer(
+    return ClipTrainer(
         SequenceClassifier(config),
         PREPROCESSING,
         OptimisationSettings(**{"epochs": 1, "learning_rate": 1e-3, **settings}),

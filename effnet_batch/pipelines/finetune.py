@@ -2,46 +2,27 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import tempfile
 import threading
 from collections.abc import Iterator
 from typing import Any, Final
 
-import numpy as np
-import pyarrow as pa
 import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from effnet_batch.config import ActorSettings, FinetuneConfig
 from effnet_batch.errors import ConfigError, JobError
-from effnet_batch.evaluation.calibration import fit_calibration
-from effnet_batch.evaluation.metrics import Detections, threshold_at_fpr
 from effnet_batch.lock import OutputLock
-from effnet_batch.models.checkpoint_info import Calibration, CheckpointInfo, Thresholds
-from effnet_batch.models.checkpoints import load_checkpoint, save_checkpoint
 from effnet_batch.pipelines.failures import cause_of
-from effnet_batch.pipelines.material import (
-    Material,
-    count_classes,
-    prepared_material,
-    samples_of,
-    split_videos,
-)
+from effnet_batch.pipelines.finetune_videos import export_detector, video_objective
 from effnet_batch.pipelines.progress import Reporter, Silent
 from effnet_batch.pipelines.run import new_run_id, storage_options
 from effnet_batch.pipelines.session import cluster_cpus_and_gpus, kept_sigint, ray_session
-from effnet_batch.pipelines.stored_material import is_output, stored_material
 from effnet_batch.storage import Storage, canonical_uri, join, redact
-from effnet_batch.training.worker import (
-    BEST_FILE,
-    METRICS_FILE,
-    TrainTask,
-    open_clips,
-    train_worker,
-)
+from effnet_batch.training.objective import Objective
+from effnet_batch.training.worker import BEST_FILE, METRICS_FILE, TrainTask, train_worker
 
 MODEL_FILE: Final = "model.safetensors"
 TRAINING_FOLDER: Final = "training"
@@ -62,11 +43,14 @@ class Finetuned:
     """Epochs that were trained."""
     best_epoch: int
     """The one that was kept."""
-    validation_auc: float
-    num_train_clips: int
-    num_validation_videos: int
+    metrics: dict[str, float]
+    """Of that epoch's validation; of videos ``auc``, ``log_loss`` and ``accuracy``."""
+    num_samples: int
+    """Clips that were trained on."""
+    num_validated: int
+    """Videos that were validated on."""
     left_out: dict[str, int]
-    """Videos that were neither trained nor validated on, by reason."""
+    """Records that were neither trained nor validated on, by reason."""
     data_wait_share: float
     """Of the last epoch: share of the time in which a worker waited for clips."""
 
@@ -109,22 +93,43 @@ def finetune(
         OutputLock(storage, join(root, "_lock.json"), new_run_id()),
         ray_session(config.group(ActorSettings).address),
     ):
-        if is_output(manifest, storage):
-            material = stored_material(manifest, config, storage, reporter)
-        else:
-            material = prepared_material(manifest, root, config, storage, reporter)
-        train, validation = split_videos(material.videos, config)
-        samples = samples_of(train)
-        for reason, count in sorted(material.left_out.items()):
+        objective, left_out = video_objective(manifest, root, config, storage, reporter)
+        for reason, count in sorted(left_out.items()):
             reporter.warning(f"{count:,} videos are left out: {reason}")
-        what = "clips" if material.frames is None else "clips of stored frames"
-        reporter.message(
-            f"training on {len(samples):,} {what} of {count_classes(train)}, validating on "
-            f"{count_classes(validation)}"
-        )
-        task = _task(config, storage, root, material, samples, validation)
-        _train(config, task, reporter)
-        return _export(storage, root, config, task, material.left_out, reporter)
+        folder = join(root, TRAINING_FOLDER)
+        _train(config, TrainTask(objective=objective, folder=folder, messages=None), reporter)
+        best, target = join(folder, BEST_FILE), join(root, MODEL_FILE)
+        sha256 = export_detector(storage, best, target, objective, config, reporter)
+        return _finetuned(storage, folder, objective, target, sha256, left_out)
+
+
+def _finetuned(
+    storage: Storage,
+    folder: str,
+    objective: Objective,
+    checkpoint: str,
+    sha256: str,
+    left_out: dict[str, int],
+) -> Finetuned:
+    metric = f"val_{objective.METRIC}"
+    lines = storage.read(join(folder, METRICS_FILE)).decode().splitlines()
+    epochs = [line for line in map(json.loads, lines) if metric in line]
+    kept = max(epochs, key=lambda line: (line[metric], -line["epoch"]))
+    return Finetuned(
+        checkpoint=checkpoint,
+        sha256=sha256,
+        num_epochs=len(epochs),
+        best_epoch=kept["epoch"],
+        metrics={
+            name.removeprefix("val_"): value
+            for name, value in kept.items()
+            if name.startswith("val_")
+        },
+        num_samples=len(objective.samples),
+        num_validated=len(objective.validation),
+        left_out=left_out,
+        data_wait_share=epochs[-1]["data_wait_share"],
+    )
 
 
 def _check(config: FinetuneConfig) -> None:
@@ -134,43 +139,6 @@ def _check(config: FinetuneConfig) -> None:
             f"--clips-per-step {settings.clips_per_step} must be a multiple of --num-workers "
             f"{cluster.num_workers}, so that every worker has as many"
         )
-
-
-def _task(
-    config: FinetuneConfig,
-    storage: Storage,
-    root: str,
-    material: Material,
-    samples: pa.Table,
-    validation: pa.Table,
-) -> TrainTask:
-    columns = {"clips_uri": "uri", "record_id": "record_id", "label": "label"}
-    validation = validation.select(list(columns)).rename_columns(list(columns.values()))
-    settings = {
-        name: value
-        for group in (config.network, config.optimisation, config.augmentation)
-        for name, value in dataclasses.asdict(group).items()
-        # More epochs, or other patience, go on from what is there.
-        if name not in ("patience", "micro_batch")
-    }
-    digest = hashlib.sha256(json.dumps([settings, material.digest]).encode())
-    for table in (samples, validation):
-        digest.update(json.dumps(table.to_pylist()).encode())
-    fingerprint = digest.hexdigest()[:16]
-    return TrainTask(
-        network=config.network,
-        optimisation=config.optimisation,
-        augmentation=config.augmentation,
-        storage=storage.options,
-        info=dataclasses.replace(material.info, training_fingerprint=fingerprint),
-        view=material.view,
-        folder=join(root, TRAINING_FOLDER),
-        fingerprint=fingerprint,
-        samples=samples,
-        validation=validation,
-        frames=material.frames,
-        messages=None,
-    )
 
 
 class MessageBoard:
@@ -258,59 +226,3 @@ def _train(config: FinetuneConfig, task: TrainTask, reporter: Reporter) -> None:
                 f"training failed: {redact(str(cause))}; what was saved stays, and the same "
                 "command goes on"
             ) from error
-
-
-def _export(
-    storage: Storage,
-    root: str,
-    config: FinetuneConfig,
-    task: TrainTask,
-    left_out: dict[str, int],
-    reporter: Reporter,
-) -> Finetuned:
-    """Writes the best checkpoint with calibration and thresholds fitted to validation scores."""
-    best = load_checkpoint(join(task.folder, BEST_FILE), storage=storage)
-    # Only what is validated on is needed here.
-    clips = open_clips(dataclasses.replace(task, samples=task.samples.slice(0, 0)), storage)
-    logits = np.array(clips.judge(best.model, task.validation, device="cpu"))
-    labels = task.validation["label"].to_numpy()
-    info = _fitted(best.info, logits, labels, config, reporter)
-    uri = join(root, MODEL_FILE)
-    sha256 = save_checkpoint(uri, best.model, info, storage=storage)
-    lines = storage.read(join(task.folder, METRICS_FILE)).decode().splitlines()
-    epochs = [line for line in map(json.loads, lines) if "val_auc" in line]
-    kept = max(epochs, key=lambda line: (line["val_auc"], -line["epoch"]))
-    return Finetuned(
-        checkpoint=uri,
-        sha256=sha256,
-        num_epochs=len(epochs),
-        best_epoch=kept["epoch"],
-        validation_auc=kept["val_auc"],
-        num_train_clips=len(task.samples),
-        num_validation_videos=len(task.validation),
-        left_out=left_out,
-        data_wait_share=epochs[-1]["data_wait_share"],
-    )
-
-
-def _fitted(
-    info: CheckpointInfo,
-    logits: np.ndarray,
-    labels: np.ndarray,
-    config: FinetuneConfig,
-    reporter: Reporter,
-) -> CheckpointInfo:
-    """Returns the description with what could be fitted; a detector that knows nothing has none."""
-    export = config.export
-    try:
-        if export.calibration != "none":
-            scale, offset = fit_calibration(logits, labels, export.calibration)
-            info = dataclasses.replace(info, calibration=Calibration(scale=scale, offset=offset))
-        if export.target_fpr is not None:
-            scores = [info.calibrated(logit)[1] for logit in logits.tolist()]
-            lowest = threshold_at_fpr(Detections(labels, scores), export.target_fpr)
-            thresholds = Thresholds(fake=lowest, no_forgery_found=lowest)
-            info = dataclasses.replace(info, thresholds=thresholds)
-    except ValueError as error:
-        reporter.warning(f"the checkpoint is not calibrated: {error}")
-    return info

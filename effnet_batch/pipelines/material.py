@@ -1,31 +1,31 @@
 """What is trained on: labelled videos, the clips that there are of them, and who is held out."""
 
 import dataclasses
-import hashlib
-import json
-from collections import Counter
-from collections.abc import Iterable
-from typing import Any, Final
+from typing import Final
 
 import pyarrow as pa
 
 from effnet_batch.config import FinetuneConfig
 from effnet_batch.errors import InputError
-from effnet_batch.evaluation.labels import FAKE, REAL, parse_label, read_label_file
+from effnet_batch.evaluation.labels import FAKE, REAL, parse_label
 from effnet_batch.ledger import Ledger
 from effnet_batch.models.checkpoint_info import CheckpointInfo
 from effnet_batch.pipelines.prepare import prepare, prepared_data
 from effnet_batch.pipelines.progress import Reporter
-from effnet_batch.schema import STATUS_OK
+from effnet_batch.pipelines.splits import (
+    ABOUT,
+    TRAIN,
+    VALIDATION,
+    labelled_records,
+    split_records,
+)
 from effnet_batch.stages.show import View
-from effnet_batch.storage import Storage, join, redact
+from effnet_batch.storage import Storage, join
 from effnet_batch.training.feed import SAMPLES_SCHEMA
 from effnet_batch.training.network import build_network
 from effnet_batch.training.stored import StoredFrames
 
 PREPARED_FOLDER: Final = "prepared"
-_TRAIN, _VALIDATION = "train", "val"
-_ABOUT: Final = ("label", "group", "split")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,10 +59,10 @@ def prepared_material(
     prepared = join(root, PREPARED_FOLDER)
     _, resolved = prepare(manifest, prepared, config, reporter)
     _, info = build_network(config.network, config.optimisation, storage)
-    columns = ("uri", "member", *_ABOUT, "status", "record_id", "clips_uri", "clip_lengths")
+    columns = ("uri", "member", *ABOUT, "status", "record_id", "clips_uri", "clip_lengths")
     tables = Ledger.scan(storage, prepared_data(prepared)).live(columns)
     rows = (row for table in tables for row in table.to_pylist())
-    videos, left_out = labelled_videos(rows, config, storage)
+    videos, left_out = labelled_records(rows, config, storage, parse_label)
     return Material(
         videos=videos,
         left_out=left_out,
@@ -72,85 +72,23 @@ def prepared_material(
     )
 
 
-def labelled_videos(
-    rows: Iterable[dict[str, Any]], config: FinetuneConfig, storage: Storage
-) -> tuple[pa.Table, dict[str, int]]:
-    """Returns the videos that can be trained on, as `Material.videos`, and what cannot.
-
-    Args:
-        rows: of videos, also of those that are not ok.
-        config: may name a list of other labels.
-        storage: reads it.
-
-    Raises:
-        InputError: a label means neither class, or no video is left.
-    """
-    labels = config.labels.labels
-    file = None if labels is None else read_label_file(labels, storage)
-    left_out: Counter[str] = Counter()
-    kept = []
-    for row in rows:
-        if file is not None:
-            found = file.find(row["uri"], row["member"])
-            known = {} if found is None else file.columns.slice(found, 1).to_pylist()[0]
-            row = {**row, **{name: known.get(name) for name in _ABOUT}}
-        try:
-            label = parse_label(row["label"])
-        except ValueError as error:
-            raise InputError(f"{redact(row['uri'])}: {error}") from None
-        if row["status"] != STATUS_OK:
-            left_out[row["status"]] += 1
-        elif label is None:
-            left_out["no label"] += 1
-        else:
-            kept.append({**row, "label": label})
-    if not kept:
-        raise InputError("no labelled video can be trained on: " + json.dumps(dict(left_out)))
-    # By record, so that order does not hang on which part a video came to lie in.
-    return pa.Table.from_pylist(sorted(kept, key=lambda row: str(row["record_id"]))), dict(left_out)
-
-
 def split_videos(videos: pa.Table, config: FinetuneConfig) -> tuple[pa.Table, pa.Table]:
-    """Returns the videos to train and to validate on.
-
-    Without a split ``val`` whole groups are held out, drawn by a hash of their name.
+    """Returns the videos to train and to validate on, as `split_records` does.
 
     Raises:
         InputError: a split has no video, or lacks a class that it needs.
     """
-    splits = videos["split"].to_pylist()
-    if _VALIDATION not in splits:
-        groups = [
-            group or uri
-            for group, uri in zip(
-                videos["group"].to_pylist(), videos["uri"].to_pylist(), strict=True
-            )
-        ]
-        held_out = _held_out(sorted(set(groups)), config)
-        splits = [
-            (_VALIDATION if group in held_out else _TRAIN) if split in (None, _TRAIN) else split
-            for group, split in zip(groups, splits, strict=True)
-        ]
-    parts = []
-    for name in (_TRAIN, _VALIDATION):
-        part = videos.filter(pa.array([split == name for split in splits]))
-        present = set(part["label"].to_pylist())
+    parts = split_records(videos, config)
+    for name, part in zip((TRAIN, VALIDATION), parts, strict=True):
         # Blended with themselves, reals alone are enough to train on.
-        needed = {REAL} if name == _TRAIN and config.optimisation.self_blended else {REAL, FAKE}
-        if missing := needed - present:
+        needed = {REAL} if name == TRAIN and config.optimisation.self_blended else {REAL, FAKE}
+        if missing := needed - set(part["label"].to_pylist()):
             names = " or ".join("fake" if label == FAKE else "real" for label in sorted(missing))
             raise InputError(
                 f"split {name} has no {names} videos ({count_classes(part)}); both classes are "
                 "needed in both splits"
             )
-        parts.append(part)
-    return parts[0], parts[1]
-
-
-def _held_out(groups: list[str], config: FinetuneConfig) -> set[str]:
-    seed = config.optimisation.training_seed
-    ranked = sorted(groups, key=lambda group: hashlib.sha256(f"{seed}:{group}".encode()).digest())
-    return set(ranked[: max(1, round(len(groups) * config.optimisation.val_fraction))])
+    return parts
 
 
 def count_classes(videos: pa.Table) -> str:

@@ -6,13 +6,15 @@ from typing import Any
 
 from effnet_batch.config import FinetuneConfig, InputSettings
 from effnet_batch.errors import ConfigError, FingerprintError, InputError, JobError
+from effnet_batch.evaluation.labels import parse_label
 from effnet_batch.ledger import Ledger, read_frames_of
 from effnet_batch.media.preprocess import Preprocessing
 from effnet_batch.media.sampling import MAX_FRAMES
 from effnet_batch.models.plain_values import from_plain
 from effnet_batch.models.sequence import SequenceClassifier
-from effnet_batch.pipelines.material import Material, labelled_videos
+from effnet_batch.pipelines.material import Material
 from effnet_batch.pipelines.progress import Reporter
+from effnet_batch.pipelines.splits import labelled_records
 from effnet_batch.pipelines.verify import check, load_manifest, load_run
 from effnet_batch.pipelines.views import DETECTOR, NO_DETECTOR, faces_with, make_view, sampling_with
 from effnet_batch.schema import STATUS_OK, frames_schema
@@ -77,7 +79,7 @@ def stored_material(
     view = make_view(info.sampling, info.faces, **shown)
     frames = StoredFrames(fingerprint=digest, parts=ledger.frames)
     rows = _rows(ledger, frames, view.max_clip_frames, storage)
-    videos, left_out = labelled_videos(rows, config, storage)
+    videos, left_out = labelled_records(rows, config, storage, parse_label)
     return Material(
         videos=videos, left_out=left_out, info=info, view=view, digest=digest, frames=frames
     )

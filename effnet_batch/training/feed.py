@@ -2,8 +2,8 @@
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final, cast
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +28,17 @@ SAMPLES_SCHEMA: Final = pa.schema(
 """One row per clip to train on: the file of its video (`clips.pack`), its record, its number among
 the video's clips, 1 for fake."""
 
-_CLIPS_PER_BLOCK: Final = 4
+PIXELS_SCHEMA: Final = pa.schema(
+    [
+        pa.field("pixels", pa.large_binary()),
+        pa.field("shape", pa.list_(pa.int32())),
+        pa.field("label", pa.int32()),
+        pa.field("weight", pa.float32()),
+    ]
+)
+"""What a training worker takes: uint8 [T, S, S, 3] each as bytes and shape."""
+
+_SAMPLES_PER_BLOCK: Final = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,17 +75,7 @@ class Feed:
                     "weight": sample["weight"],
                 }
             )
-        return pa.Table.from_pylist(rows, _CLIPS_SCHEMA)
-
-
-_CLIPS_SCHEMA: Final = pa.schema(
-    [
-        pa.field("pixels", pa.large_binary()),
-        pa.field("shape", pa.list_(pa.int32())),
-        pa.field("label", pa.int8()),
-        pa.field("weight", pa.float32()),
-    ]
-)
+        return pa.Table.from_pylist(rows, PIXELS_SCHEMA)
 
 
 class FeedClock:
@@ -88,7 +88,7 @@ class FeedClock:
 def stream_batches(
     samples: pa.Table,
     steps: Sequence[Step],
-    feed: Feed,
+    feed: Callable[[pa.Table], pa.Table],
     weights: Mapping[int, float],
     *,
     batch_size: int,
@@ -97,11 +97,11 @@ def stream_batches(
     """Yields a worker's batches in the order of its steps.
 
     Args:
-        samples: all clips, of `SAMPLES_SCHEMA`.
+        samples: all there are, with ``label``.
         steps: the worker's share of an epoch's plan; whole batches.
-        feed: makes clips of them.
+        feed: makes rows of `PIXELS_SCHEMA` of them.
         weights: of each label.
-        batch_size: clips of a batch.
+        batch_size: samples of a batch.
         clock: takes the seconds that were waited.
     """
     order = samples.take([step.sample for step in steps])
@@ -113,14 +113,14 @@ def stream_batches(
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True
     blocks = [
-        order.slice(start, _CLIPS_PER_BLOCK) for start in range(0, len(order), _CLIPS_PER_BLOCK)
+        order.slice(start, _SAMPLES_PER_BLOCK) for start in range(0, len(order), _SAMPLES_PER_BLOCK)
     ]
-    clips = ray.data.from_arrow(blocks).map_batches(
-        feed, batch_size=None, batch_format="pyarrow", num_cpus=1
+    made = ray.data.from_arrow(blocks).map_batches(
+        cast("Any", feed), batch_size=None, batch_format="pyarrow", num_cpus=1
     )
     waiting: list[dict[str, Any]] = []
     began = time.perf_counter()
-    for block in clips.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
+    for block in made.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
         assert isinstance(block, pa.Table)
         clock.waited += time.perf_counter() - began
         waiting += block.to_pylist()

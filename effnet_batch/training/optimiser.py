@@ -8,11 +8,26 @@ import torch
 from torch import nn
 
 from effnet_batch.config import OptimisationSettings
+from effnet_batch.models.backbone import Backbone
 from effnet_batch.models.sequence import SequenceClassifier
 
 
+def _backbone_of(model: nn.Module) -> Backbone:
+    if isinstance(model, SequenceClassifier):
+        return model.encoder.backbone
+    assert isinstance(model, Backbone)
+    return model
+
+
+def backbone_layers(model: nn.Module) -> list[nn.Module]:
+    """Returns the layers of a classifier's backbone, in order, without what classifies."""
+    backbone = _backbone_of(model)
+    head = (backbone.dropout, backbone.fc)
+    return [layer for layer in backbone.children() if layer not in head]
+
+
 def parameter_groups(
-    model: SequenceClassifier, settings: OptimisationSettings, *, on_embeddings: bool = False
+    model: nn.Module, settings: OptimisationSettings, *, on_embeddings: bool = False
 ) -> list[dict[str, Any]]:
     """Returns AdamW's groups, each with its ``scale`` of the learning rate.
 
@@ -23,13 +38,16 @@ def parameter_groups(
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     is_frozen = settings.freeze_backbone or on_embeddings
     stages = [] if is_frozen else _stages(model)
-    model.encoder.requires_grad_(not on_embeddings)
-    model.encoder.backbone.requires_grad_(not is_frozen)
+    if isinstance(model, SequenceClassifier):
+        model.encoder.requires_grad_(not on_embeddings)
+    inside: set[int] = set()
+    for layer in backbone_layers(model):
+        layer.requires_grad_(not is_frozen)
+        inside.update(map(id, layer.parameters()))
     for number, parameters in enumerate(stages):
         scale = settings.layer_decay ** (len(stages) - number)
         for parameter in parameters:
             groups.setdefault((scale, parameter.ndim > 1), []).append(parameter)
-    inside = {id(parameter) for parameter in model.encoder.backbone.parameters()}
     for parameter in model.parameters():
         if id(parameter) not in inside and parameter.requires_grad:
             groups.setdefault((1.0, parameter.ndim > 1), []).append(parameter)
@@ -43,19 +61,19 @@ def parameter_groups(
     ]
 
 
-def _stages(model: SequenceClassifier) -> list[list[nn.Parameter]]:
+def _stages(model: nn.Module) -> list[list[nn.Parameter]]:
     """Returns the backbone's parameters by stage, in the order of the forward pass."""
-    backbone = model.encoder.backbone
     ends = {
         id(parameters[-1])
-        for layer in backbone.stage_layers().values()
+        for layer in _backbone_of(model).stage_layers().values()
         if (parameters := list(layer.parameters()))
     }
     stages: list[list[nn.Parameter]] = [[]]
-    for parameter in backbone.parameters():
-        stages[-1].append(parameter)
-        if id(parameter) in ends:
-            stages.append([])
+    for layer in backbone_layers(model):
+        for parameter in layer.parameters():
+            stages[-1].append(parameter)
+            if id(parameter) in ends:
+                stages.append([])
     # What follows the last stage, such as its norm, belongs to it.
     return [*stages[:-2], stages[-2] + stages[-1]] if len(stages) > 1 else stages
 

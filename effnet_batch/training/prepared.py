@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
 import pyarrow as pa
+from torch import nn
 
 from effnet_batch.models.checkpoint_info import CheckpointInfo
 from effnet_batch.models.engine import build_engine
@@ -45,28 +46,21 @@ class PreparedClips:
         batch_size: int,
         clock: FeedClock,
     ) -> Iterator[Batch]:
-        """Yields a worker's batches in the order of its steps.
-
-        Args:
-            steps: the worker's share of an epoch's plan; whole batches.
-            weights: of each label.
-            epoch: from 0; augmentation depends on it.
-            batch_size: clips of a batch.
-            clock: takes the seconds that were waited.
-        """
+        """Yields a worker's batches in the order of its steps."""
         feed = dataclasses.replace(self.feed, epoch=epoch)
         return stream_batches(
             self.samples, steps, feed, weights, batch_size=batch_size, clock=clock
         )
 
-    def judge(self, model: SequenceClassifier, videos: pa.Table, *, device: str) -> list[float]:
+    def judge(self, model: nn.Module, rows: pa.Table, *, device: str) -> list[float]:
         """Returns the logit of every video, by the same path as scoring.
 
         Args:
             model: as it is now; it is left alone.
-            videos: rows with ``uri``, of `clips.pack`'s files.
+            rows: videos with ``uri``, of `clips.pack`'s files.
             device: that the model runs on.
         """
+        assert isinstance(model, SequenceClassifier)
         engine = build_engine(
             model.encoder,
             self.info.preprocessing,
@@ -80,7 +74,7 @@ class PreparedClips:
         was_training = model.training
         model.eval()
         logits = []
-        for uri in videos["uri"].to_pylist():
+        for uri in rows["uri"].to_pylist():
             row: dict[str, float] = {}
             scorer.score(unpack(self.storage.read(uri)), row, StageClock())
             logits.append(row["logit"])

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from torch import nn
 
 from effnet_batch.ledger import read_frames_of
 from effnet_batch.media.sampling import Indices
@@ -121,24 +122,25 @@ class StoredClips:
             clock.waited += time.perf_counter() - began
             yield batch
 
-    def judge(self, model: SequenceClassifier, videos: pa.Table, *, device: str) -> list[float]:
+    def judge(self, model: nn.Module, rows: pa.Table, *, device: str) -> list[float]:
         """Returns the logit of every video, as `rescore` finds it.
 
         Args:
             model: as it is now; it is left alone.
-            videos: some of the validation videos.
+            rows: some of the validation videos.
             device: that the model is on.
         """
         del device  # the model is where it is
+        assert isinstance(model, SequenceClassifier)
         member = Member(info=self._info, view=self._view, model=model, encoder=None)
         scorer = Scorer(members=[member], thresholds=self._info.thresholds)
         was_training = model.training
         model.eval()
         logits = []
-        for record in videos["record_id"].to_pylist():
+        for record in rows["record_id"].to_pylist():
             seen = group_by_view(scorer.members)
-            for rows, segment in self._segments[record]:
-                vectors = np.array(self._vectors[rows])
+            for place, segment in self._segments[record]:
+                vectors = np.array(self._vectors[place])
                 seen[0].take(dataclasses.replace(segment, embeddings=[vectors]), StageClock())
             logits.append(float(scorer.judge(seen)["logit"]))
         model.train(was_training)

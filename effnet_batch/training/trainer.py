@@ -1,8 +1,10 @@
-"""One worker's side of training: steps over its share of the clips, in step with the others."""
+"""One worker's side of training: steps over its share of the samples, in step with the others."""
 
+import abc
 import contextlib
 import dataclasses
 import io
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,10 +18,9 @@ from effnet_batch.config import OptimisationSettings
 from effnet_batch.errors import JobError
 from effnet_batch.media.preprocess import Preprocessing
 from effnet_batch.models.backbone import StochasticDepth
-from effnet_batch.models.sequence import SequenceClassifier
-from effnet_batch.training.losses import clip_losses
 from effnet_batch.training.optimiser import (
     AveragedModel,
+    backbone_layers,
     learning_rate,
     parameter_groups,
     trained_tensors,
@@ -28,54 +29,43 @@ from effnet_batch.training.optimiser import (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Batch:
-    """B clips of one worker's step."""
+    """B samples of one worker's step."""
 
     clips: Sequence[npt.NDArray[Any]]
-    """Pictures, uint8 [T, S, S, 3] each, or embeddings, float32 [T, D]."""
+    """Pictures, uint8 [T, S, S, 3] each, or embeddings, float32 [T, D]; an image is one picture."""
     labels: list[int]
-    """1 for fake."""
+    """Of a clip 1 for fake; of an image its class, from 0."""
     weights: list[float]
     """How much each counts; 0 for one that only fills the step."""
 
 
-class _OnPictures(nn.Module):
-    """Judges padded clips of pictures, uint8 [B, T, S, S, 3]; normalises them on their device."""
+class OnPictures(nn.Module):
+    """Runs a model on pictures, uint8 [..., S, S, 3]; normalises them on their device."""
 
-    def __init__(self, model: SequenceClassifier, preprocessing: Preprocessing) -> None:
+    def __init__(self, model: nn.Module, preprocessing: Preprocessing) -> None:
         super().__init__()
         self.model = model
         for name in ("mean", "std"):
             values = torch.tensor(getattr(preprocessing, name))[:, None, None]
             self.register_buffer(name, values, persistent=False)
 
-    def forward(self, padded: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
-        """Returns logits [B, T]."""
+    def forward(self, pixels: torch.Tensor, *arguments: Any) -> torch.Tensor:
+        """Returns the model's logits; further arguments are passed on to it."""
         mean, std = self.get_buffer("mean"), self.get_buffer("std")
-        frames = (padded.permute(0, 1, 4, 2, 3).float() / 255 - mean) / std
-        logits: torch.Tensor = self.model(frames, lengths)
+        logits: torch.Tensor = self.model(
+            (pixels.movedim(-1, -3).float() / 255 - mean) / std, *arguments
+        )
         return logits
 
 
-class _OnEmbeddings(nn.Module):
-    """Judges padded clips of embeddings, float32 [B, T, D]."""
-
-    def __init__(self, model: SequenceClassifier) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, padded: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
-        """Returns logits [B, T]."""
-        return self.model.classify(padded, lengths)
-
-
-class Trainer:
-    """Model, optimiser and schedule of one worker.
+class Trainer(abc.ABC):
+    """Model, optimiser and schedule of one worker; what a batch costs is a subclass's matter.
 
     Args:
         model: trained in place; on the CPU.
-        preprocessing: its normalisation is applied on the device.
+        network: the model behind what it is fed through, from a batch's tensors to logits.
         settings: how.
-        on_embeddings: clips are of embeddings, and the head alone is trained.
+        on_embeddings: the model's encoder is not trained.
         steps_per_epoch: of the run.
         device: ``cpu`` or a CUDA device.
         num_workers: of the process group; with several, gradients are averaged over them.
@@ -83,8 +73,8 @@ class Trainer:
 
     def __init__(
         self,
-        model: SequenceClassifier,
-        preprocessing: Preprocessing,
+        model: nn.Module,
+        network: nn.Module,
         settings: OptimisationSettings,
         *,
         steps_per_epoch: int,
@@ -96,7 +86,7 @@ class Trainer:
         self.settings = settings
         self.epoch = 0
         """Epochs that are done."""
-        self._device = device
+        self.device = device
         self._num_workers = num_workers
         self._step = 0
         self._num_steps = settings.epochs * steps_per_epoch
@@ -106,21 +96,16 @@ class Trainer:
             lr=settings.learning_rate,
         )
         self._averaged = None if settings.ema is None else AveragedModel(model, settings.ema)
-        self._parallel: nn.Module = (
-            _OnEmbeddings(model) if on_embeddings else _OnPictures(model, preprocessing)
-        ).to(device)
+        self.network = network.to(device)
+        """Runs the model; gradients are averaged over the workers."""
         if num_workers > 1:
             # What is frozen has no gradients to wait for.
-            self._parallel = DistributedDataParallel(self._parallel, broadcast_buffers=False)
+            self.network = DistributedDataParallel(self.network, broadcast_buffers=False)
 
     @property
-    def judged(self) -> SequenceClassifier:
+    def judged(self) -> nn.Module:
         """What is validated and kept: the averaged model where there is one."""
-        if self._averaged is None:
-            return self.model
-        averaged = self._averaged.model
-        assert isinstance(averaged, SequenceClassifier)
-        return averaged
+        return self.model if self._averaged is None else self._averaged.model
 
     def start_epoch(self, rank: int) -> None:
         """Puts the model into training mode; dropout repeats by seed, epoch and worker."""
@@ -133,7 +118,8 @@ class Trainer:
         )
         self.model.train()
         if self.settings.freeze_backbone:
-            self.model.encoder.backbone.eval()
+            for layer in backbone_layers(self.model):
+                layer.eval()
         resting: tuple[type[nn.Module], ...] = ()
         if self.settings.freeze_batchnorm:
             resting += (nn.modules.batchnorm._BatchNorm,)
@@ -146,11 +132,11 @@ class Trainer:
     def train_step(self, batch: Batch, total_weight: float) -> float:
         """Takes one step; returns this worker's part of the step's mean loss.
 
-        The parts of all workers add up to the mean over the step's clips by weight.
+        The parts of all workers add up to the mean over the step's samples by weight.
 
         Args:
-            batch: this worker's clips.
-            total_weight: of all workers' clips of the step.
+            batch: this worker's samples.
+            total_weight: of all workers' samples of the step.
 
         Raises:
             JobError: the loss is no number any more.
@@ -184,28 +170,19 @@ class Trainer:
         return value
 
     def _without_exchange(self) -> contextlib.AbstractContextManager[Any]:
-        if isinstance(self._parallel, DistributedDataParallel):
-            return self._parallel.no_sync()
+        if isinstance(self.network, DistributedDataParallel):
+            return self.network.no_sync()
         return contextlib.nullcontext()
 
-    def _loss(self, batch: Batch, part: slice) -> torch.Tensor:
-        clips = [torch.from_numpy(clip) for clip in batch.clips[part]]
-        lengths = [len(clip) for clip in clips]
-        padded = nn.utils.rnn.pad_sequence(clips, batch_first=True).to(self._device)
-        kind = torch.device(self._device).type
+    def autocast(self) -> torch.autocast:
+        """Returns the context of the forward pass, in the precision of the settings."""
+        kind = torch.device(self.device).type
         is_mixed = self.settings.mixed_precision == "bf16"
-        with torch.autocast(kind, torch.bfloat16, enabled=is_mixed):
-            logits = self._parallel(padded, lengths)
-        labels = torch.tensor(batch.labels[part], device=self._device)
-        losses = clip_losses(
-            logits,
-            lengths,
-            labels,
-            loss=self.settings.loss,
-            label_smoothing=self.settings.label_smoothing,
-        )
-        weights = torch.tensor(batch.weights[part], device=self._device, dtype=torch.float32)
-        return (losses * weights).sum()
+        return torch.autocast(kind, torch.bfloat16, enabled=is_mixed)
+
+    @abc.abstractmethod
+    def _loss(self, batch: Batch, part: slice) -> torch.Tensor:
+        """Returns the sum of the losses of a part of a batch, each times its weight."""
 
     def save(self) -> bytes:
         """Returns everything that the next epoch depends on; `load` takes it back."""
@@ -229,7 +206,7 @@ class Trainer:
             JobError: the state is damaged, or of another network or other settings.
         """
         try:
-            state = torch.load(io.BytesIO(data), map_location=self._device, weights_only=True)
+            state = torch.load(io.BytesIO(data), map_location=self.device, weights_only=True)
             # What is frozen is as it was when training started.
             self.model.load_state_dict({**self.model.state_dict(), **state["model"]})
             self._optimiser.load_state_dict(state["optimiser"])
@@ -244,9 +221,8 @@ class Trainer:
 
 
 def class_weights(labels: Sequence[int], *, balance: bool) -> dict[int, float]:
-    """Returns how much a clip of each class counts; balanced, both classes count the same."""
-    counts = {label: labels.count(label) for label in (0, 1)}
+    """Returns how much a sample of each class counts; balanced, all classes count the same."""
+    counts = Counter(labels)
     if not balance:
         return dict.fromkeys(counts, 1.0)
-    present = {label: count for label, count in counts.items() if count}
-    return {label: len(labels) / (len(present) * count) for label, count in present.items()}
+    return {label: len(labels) / (len(counts) * count) for label, count in counts.items()}

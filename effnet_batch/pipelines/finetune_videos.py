@@ -1,0 +1,113 @@
+"""Fine-tuning on videos: what is trained on, and the detector that comes of it."""
+
+import dataclasses
+
+import numpy as np
+
+from effnet_batch.config import FinetuneConfig
+from effnet_batch.evaluation.calibration import fit_calibration
+from effnet_batch.evaluation.metrics import Detections, threshold_at_fpr
+from effnet_batch.models.checkpoint_info import Calibration, CheckpointInfo, Thresholds
+from effnet_batch.models.checkpoints import load_checkpoint, save_checkpoint
+from effnet_batch.pipelines.material import (
+    count_classes,
+    prepared_material,
+    samples_of,
+    split_videos,
+)
+from effnet_batch.pipelines.progress import Reporter
+from effnet_batch.pipelines.splits import training_fingerprint
+from effnet_batch.pipelines.stored_material import is_output, stored_material
+from effnet_batch.storage import Storage
+from effnet_batch.training.videos import VideoObjective
+
+
+def video_objective(
+    manifest: str, root: str, config: FinetuneConfig, storage: Storage, reporter: Reporter
+) -> tuple[VideoObjective, dict[str, int]]:
+    """Returns what is trained, and how many videos are left out, by reason.
+
+    Raises:
+        ConfigError: wrong settings, no labels, a class or a split without videos.
+        JobError: the videos could not be prepared; what is done stays.
+    """
+    if is_output(manifest, storage):
+        material = stored_material(manifest, config, storage, reporter)
+    else:
+        material = prepared_material(manifest, root, config, storage, reporter)
+    train, validation = split_videos(material.videos, config)
+    samples = samples_of(train)
+    what = "clips" if material.frames is None else "clips of stored frames"
+    reporter.message(
+        f"training on {len(samples):,} {what} of {count_classes(train)}, validating on "
+        f"{count_classes(validation)}"
+    )
+    columns = {"clips_uri": "uri", "record_id": "record_id", "label": "label"}
+    validation = validation.select(list(columns)).rename_columns(list(columns.values()))
+    fingerprint = training_fingerprint(config, material.digest, samples, validation)
+    objective = VideoObjective(
+        network=config.network,
+        optimisation=config.optimisation,
+        augmentation=config.augmentation,
+        storage=storage.options,
+        fingerprint=fingerprint,
+        samples=samples,
+        validation=validation,
+        info=dataclasses.replace(material.info, training_fingerprint=fingerprint),
+        view=material.view,
+        frames=material.frames,
+    )
+    return objective, material.left_out
+
+
+def export_detector(
+    storage: Storage,
+    best: str,
+    target: str,
+    objective: VideoObjective,
+    config: FinetuneConfig,
+    reporter: Reporter,
+) -> str:
+    """Writes the best checkpoint with calibration and thresholds fitted to validation scores.
+
+    Args:
+        storage: reads and writes.
+        best: URI of the checkpoint that training kept.
+        target: URI of the one to write.
+        objective: what was trained.
+        config: what is fitted.
+        reporter: is told what could not be.
+
+    Returns:
+        The SHA-256 of the file.
+    """
+    found = load_checkpoint(best, storage=storage)
+    # Only what is validated on is needed here.
+    clips = dataclasses.replace(objective, samples=objective.samples.slice(0, 0)).open(storage)
+    logits = np.array(clips.judge(found.model, objective.validation, device="cpu"))
+    labels = objective.validation["label"].to_numpy()
+    info = _fitted(found.info, logits, labels, config, reporter)
+    return save_checkpoint(target, found.model, info, storage=storage)
+
+
+def _fitted(
+    info: CheckpointInfo,
+    logits: np.ndarray,
+    labels: np.ndarray,
+    config: FinetuneConfig,
+    reporter: Reporter,
+) -> CheckpointInfo:
+    """Returns the description with what could be fitted; a detector that knows nothing has none."""
+    export = config.export
+    try:
+        if export.calibration != "none":
+            scale, offset = fit_calibration(logits, labels, export.calibration)
+            info = dataclasses.replace(info, calibration=Calibration(scale=scale, offset=offset))
+        if export.target_fpr is not None:
+            scores = [info.calibrated(logit)[1] for logit in logits.tolist()]
+            lowest = threshold_at_fpr(Detections(labels, scores), export.target_fpr)
+            thresholds = Thresholds(fake=lowest, no_forgery_found=lowest)
+            info = dataclasses.replace(info, thresholds=thresholds)
+    except ValueError as error:
+        reporter.warning(f"the checkpoint is not calibrated: {error}")
+    return info
