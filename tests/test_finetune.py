@@ -1,14 +1,25 @@
 """Fine-tuning from end to end on real clips: workers, restarts, the checkpoint that comes of it."""
 
 import json
+import os
 import signal
-from collections.abc import Iterator
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
+import ray
 from click.testing import CliRunner
+from s3_server import S3Server
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_tracking import mlflow_in
 from test_training import moving_square
 from video_files import encode
 
@@ -52,9 +63,12 @@ class Told:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def ray_running() -> Iterator[None]:
-    with ray_session(None):
-        yield
+def ray_running(s3: S3Server) -> Iterator[None]:
+    # Ray's workers have the environment that the cluster was started in.
+    with pytest.MonkeyPatch.context() as patch:
+        s3.client_env(patch)
+        with ray_session(None):
+            yield
 
 
 @pytest.fixture(scope="module")
@@ -75,18 +89,72 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run(source: Path, output: Path, **settings: Any) -> tuple[Finetuned, Told]:
+def run(source: Path, output: Path | str, **settings: Any) -> tuple[Finetuned, Told]:
     told = Told()
     found = finetune(str(source), str(output), reporter=told, **{**SETTINGS, **settings})
     return found, told
 
 
 def losses(output: Path) -> list[float]:
-    lines = (output / "training/metrics.jsonl").read_text().splitlines()
-    return [line["loss"] for line in map(json.loads, lines) if "loss" in line]
+    return losses_in((output / "training/metrics.jsonl").read_text())
 
 
-def test_training_is_the_same_for_any_workers_and_restarts(folder: Path, tmp_path: Path) -> None:
+def losses_in(metrics: str) -> list[float]:
+    return [line["loss"] for line in map(json.loads, metrics.splitlines()) if "loss" in line]
+
+
+def drawn(output: Path) -> list[float]:
+    """Returns the losses that TensorBoard draws of an output."""
+    (events,) = (output / "training/events").iterdir()
+    reader = EventAccumulator(str(events))
+    reader.Reload()
+    scalars = reader.Scalars("step/loss")
+    assert [one.step for one in scalars] == list(range(1, len(scalars) + 1))
+    return [one.value for one in scalars]
+
+
+class Remote:
+    """An output on the server, of which training is killed."""
+
+    def __init__(self, server: S3Server, name: str) -> None:
+        self.uri = f"s3://{server.bucket}/{name}"
+        self.server, self.name = server, name
+
+    def losses(self) -> list[float]:
+        return losses_in(self.server.get(f"{self.name}/training/metrics.jsonl").decode())
+
+    def states(self) -> list[str]:
+        """Returns the keys of the saved states, which end with the number of the epoch."""
+        return self.server.keys(f"{self.name}/training/state-")
+
+    def last_epoch(self) -> int:
+        return max((int(key[-9:-3]) for key in self.states()), default=0)
+
+    def kill_after(self, epoch: int, kill: Callable[[], None], is_over: Callable[[], bool]) -> None:
+        """Kills as soon as an epoch is saved, before another one is."""
+        while self.last_epoch() < epoch:
+            assert not is_over()
+            time.sleep(0.02)
+        kill()
+        assert self.last_epoch() == epoch
+
+
+def training_workers() -> list[psutil.Process]:
+    """Returns the processes that train in this test's Ray."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            is_ours = process.environ().get("RAY_TMPDIR") == os.environ["RAY_TMPDIR"]
+            if is_ours and "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_training_is_the_same_for_any_workers_and_restarts(
+    folder: Path, tmp_path: Path, s3: S3Server
+) -> None:
     handler = signal.getsignal(signal.SIGINT)
     one, told = run(folder / "labels.csv", tmp_path / "one")
     assert signal.getsignal(signal.SIGINT) is handler
@@ -94,21 +162,48 @@ def test_training_is_the_same_for_any_workers_and_restarts(folder: Path, tmp_pat
     assert one.left_out == {"unsupported": 1, "no label": 1}
     assert any("1 videos are left out: unsupported" in text for text in told.warnings)
     assert any(text.startswith("epoch 3/3: loss ") for text in told.messages)
+    assert any("waited for data" in text for text in told.messages)
     curve = losses(tmp_path / "one")
     assert len(curve) == 6  # two steps of four clips, three times
     assert curve[0] != pytest.approx(curve[-1], abs=1e-3)
+    assert drawn(tmp_path / "one") == pytest.approx(curve, rel=1e-6)
 
-    # Two workers, killed after their first epoch was saved: the group starts again from there.
-    two = tmp_path / "two"
-    run(folder / "labels.csv", two, num_workers=2, epochs=3, patience=None)
-    assert losses(two) == pytest.approx(curve, abs=1e-3)
+    # Two workers, on object storage. They and the driver are killed when an epoch is saved.
+    two = Remote(s3, "finetuned")
+    settings = {**SETTINGS, "num_workers": 2, "address": ray.get_runtime_context().gcs_address}
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    command = [sys.executable, "-m", "effnet_batch", "finetune", folder / "labels.csv", two.uri]
+    with (tmp_path / "driver.log").open("wb") as log:
+        driver = subprocess.Popen([*command, *flags], stdout=log, stderr=log)
 
-    # The state of an earlier epoch is where a run that was killed goes on.
-    kept = sorted((two / "training").glob("state-*.pt"))
-    assert [path.name[-9:] for path in kept] == ["000002.pt", "000003.pt"]
-    kept[-1].unlink()
-    run(folder / "labels.csv", two, num_workers=1)
-    assert losses(two) == pytest.approx(curve, abs=1e-3)
+    def lose_machine() -> None:
+        driver.kill()
+        for process in training_workers():
+            process.kill()
+
+    two.kill_after(1, lose_machine, lambda: driver.poll() is not None)
+    assert driver.wait() == -signal.SIGKILL
+
+    # The same command goes on. One of its workers is killed when the second epoch is saved: the
+    # group starts again from there.
+    ended = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        kill = pool.submit(two.kill_after, 2, lambda: training_workers()[0].kill(), ended.is_set)
+        try:
+            _, retold = run(folder / "labels.csv", two.uri, num_workers=2)
+        finally:
+            ended.set()
+        kill.result()
+    assert two.losses() == pytest.approx(curve, abs=1e-3)
+    # The worker may die before it tells of the epoch that it has saved.
+    epochs = [text[:9] for text in retold.messages if "/3: loss" in text]
+    assert epochs in (["epoch 2/3", "epoch 3/3"], ["epoch 3/3"])
+
+    # So does another number of workers.
+    assert [key[-9:] for key in two.states()] == ["000002.pt", "000003.pt"]
+    s3.client().delete_object(Bucket=s3.bucket, Key=two.states()[-1])
+    run(folder / "labels.csv", two.uri, num_workers=1)
+    assert two.losses() == pytest.approx(curve, abs=1e-3)
 
     # Nothing is left to do, and nothing is done again.
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "one/prepared").rglob("*.p*")}
@@ -156,8 +251,11 @@ def stored(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def test_a_head_is_trained_on_stored_frames(stored: Path, tmp_path: Path) -> None:
-    found, told = run(stored, tmp_path / "head", **HEAD, epochs=12, ema=0.5)
+def test_a_head_is_trained_on_stored_frames(
+    stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = mlflow_in(tmp_path / "runs", monkeypatch)
+    found, told = run(stored, tmp_path / "head", **HEAD, epochs=12, ema=0.5, track="mlflow")
     assert (found.num_epochs, found.num_samples, found.num_validated) == (12, 8, 4)
     assert found.left_out == {"unsupported": 1, "no label": 1}
     assert any("8 clips of stored frames" in text for text in told.messages)
@@ -165,6 +263,10 @@ def test_a_head_is_trained_on_stored_frames(stored: Path, tmp_path: Path) -> Non
     lines = map(json.loads, (tmp_path / "head/training/metrics.jsonl").read_text().splitlines())
     epochs = [line for line in lines if "val_auc" in line]
     assert epochs[-1]["mean_loss"] < 0.7 * epochs[0]["mean_loss"]
+    (tracked,) = client.search_runs(["0"])
+    assert tracked.data.params["lstm_dim"] == "16"
+    curve = client.get_metric_history(tracked.info.run_id, "val/auc")
+    assert [metric.value for metric in curve] == [line["val_auc"] for line in epochs]
 
     # What comes of it runs as it is: rescoring the same frames says what validation said.
     effnet_batch.rescore(str(stored), str(tmp_path / "again"), checkpoint=[found.checkpoint])

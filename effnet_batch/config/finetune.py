@@ -129,6 +129,17 @@ class ExportSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TrackingSettings:
+    """Who else is told of the metrics; where to and as whom, its environment variables say."""
+
+    track: str | None = setting(
+        None,
+        "Pass the metrics on to MLflow or Weights & Biases as well.",
+        choices=("mlflow", "wandb"),
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingClusterSettings(ActorSettings):
     """Where it is trained; the actors are those that decode the videos first."""
 
@@ -149,6 +160,7 @@ class FinetuneConfig(JobConfig):
     optimisation: OptimisationSettings = dataclasses.field(default_factory=OptimisationSettings)
     augmentation: AugmentationSettings = dataclasses.field(default_factory=AugmentationSettings)
     export: ExportSettings = dataclasses.field(default_factory=ExportSettings)
+    tracking: TrackingSettings = dataclasses.field(default_factory=TrackingSettings)
     engine: EngineSettings = dataclasses.field(default_factory=EngineSettings)
     input: InputSettings = dataclasses.field(default_factory=InputSettings)
     limits: VideoLimitSettings = dataclasses.field(default_factory=VideoLimitSettings)

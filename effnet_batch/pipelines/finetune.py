@@ -22,6 +22,7 @@ from effnet_batch.pipelines.run import new_run_id, storage_options
 from effnet_batch.pipelines.session import cluster_cpus_and_gpus, kept_sigint, ray_session
 from effnet_batch.storage import Storage, canonical_uri, join, redact
 from effnet_batch.training.objective import Objective
+from effnet_batch.training.tracking import check_tracker, tracked
 from effnet_batch.training.worker import BEST_FILE, METRICS_FILE, TrainTask, train_worker
 
 MODEL_FILE: Final = "model.safetensors"
@@ -97,7 +98,15 @@ def finetune(
         for reason, count in sorted(left_out.items()):
             reporter.warning(f"{count:,} videos are left out: {reason}")
         folder = join(root, TRAINING_FOLDER)
-        _train(config, TrainTask(objective=objective, folder=folder, messages=None), reporter)
+        with tracked(
+            config.tracking.track,
+            storage,
+            join(folder, METRICS_FILE),
+            fingerprint=objective.fingerprint,
+            settings={"manifest": manifest, "output": root, **config.to_flat()},
+            warn=reporter.warning,
+        ):
+            _train(config, TrainTask(objective=objective, folder=folder, messages=None), reporter)
         best, target = join(folder, BEST_FILE), join(root, MODEL_FILE)
         sha256 = export_detector(storage, best, target, objective, config, reporter)
         return _finetuned(storage, folder, objective, target, sha256, left_out)
@@ -133,6 +142,7 @@ def _finetuned(
 
 
 def _check(config: FinetuneConfig) -> None:
+    check_tracker(config.tracking.track)
     settings, cluster = config.optimisation, config.cluster
     if settings.clips_per_step % cluster.num_workers:
         raise ConfigError(

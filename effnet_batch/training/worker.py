@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from effnet_batch.storage import Storage, join
+from effnet_batch.training.events import event_file, event_file_name, points_of
 from effnet_batch.training.feed import FeedClock
 from effnet_batch.training.objective import Examples, Objective
 from effnet_batch.training.plan import epoch_plan, share_of
@@ -17,6 +18,9 @@ from effnet_batch.training.trainer import Trainer, class_weights
 
 METRICS_FILE: Final = "metrics.jsonl"
 BEST_FILE: Final = "best.safetensors"
+EVENTS_FOLDER: Final = "events"
+"""TensorBoard's files, in a folder for each run that was trained here, named by fingerprint."""
+
 _STATES_KEPT: Final = 2
 _SECONDS_BETWEEN_MESSAGES: Final = 2.0
 
@@ -142,7 +146,14 @@ class _Epoch:
                 clock.waited = 0.0  # until the first samples were there
                 began = time.perf_counter()
             loss = self._sum(trainer.train_step(batch, totals[number]))
-            lines.append({"epoch": trainer.epoch + 1, "step": number + 1, "loss": loss})
+            lines.append(
+                {
+                    "epoch": trainer.epoch + 1,
+                    "step": number + 1,
+                    "loss": loss,
+                    "unix_seconds": time.time(),
+                }
+            )
             if self._rank == 0 and time.perf_counter() - told > _SECONDS_BETWEEN_MESSAGES:
                 told = time.perf_counter()
                 text = f"step {number + 1}/{len(totals)}, loss {loss:.4f}"
@@ -170,6 +181,8 @@ class _Epoch:
             **{f"val_{name}": value for name, value in metrics.items()},
             "data_wait_share": self._waited_share,
             "seconds": time.perf_counter() - self._began,
+            "unix_seconds": time.time(),
+            "training_fingerprint": self._objective.fingerprint,
         }
 
     def _sum(self, value: float) -> float:
@@ -184,6 +197,9 @@ def _keep(storage: Storage, task: TrainTask, trainer: Trainer, history: _History
     """Writes the metrics, the best checkpoint and, last, the state that a restart goes on from."""
     text = "".join(json.dumps(line) + "\n" for line in history.lines)
     storage.write(join(task.folder, METRICS_FILE), text.encode())
+    points = [each for each in points_of(history.lines) if each.epoch == trainer.epoch]
+    events = join(task.folder, EVENTS_FOLDER, task.objective.fingerprint)
+    storage.write(join(events, event_file_name(trainer.epoch)), event_file(points))
     if history.epochs_since_best == 0:
         data = task.objective.checkpoint(trainer.judged)
         storage.write(join(task.folder, BEST_FILE), data)
