@@ -14,7 +14,7 @@ from effnet_batch.cli_command import (
     command as _command,
 )
 from effnet_batch.cli_console import Console, format_duration, format_size
-from effnet_batch.cli_learning import calibrate, evaluate, finetune
+from effnet_batch.cli_learning import calibrate, evaluate, finetune, robustness
 from effnet_batch.cli_listing import labels, manifest
 from effnet_batch.cli_options import config_options, storage_flags
 from effnet_batch.cli_plan import plan
@@ -370,5 +370,6 @@ def checkpoints(console: Console) -> None:
     console.table(*checkpoint_rows())
 
 
-for _command_elsewhere in (cluster, plan, manifest, finetune, evaluate, calibrate, labels):
+_ELSEWHERE = (cluster, plan, manifest, finetune, evaluate, robustness, calibrate, labels)
+for _command_elsewhere in _ELSEWHERE:
     main.add_command(_command_elsewhere)

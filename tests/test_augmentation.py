@@ -5,7 +5,6 @@ import dataclasses
 import numpy as np
 import pytest
 from skimage import data
-from skimage.metrics import peak_signal_noise_ratio
 
 from effnet_batch.schema import record_id
 from effnet_batch.training.augmentation import (
@@ -13,7 +12,6 @@ from effnet_batch.training.augmentation import (
     Augmentation,
     augment,
     clip_generator,
-    encode_h264,
 )
 from effnet_batch.training.self_blending import self_blend
 
@@ -76,14 +74,6 @@ def test_chances_are_chances() -> None:
 def test_a_chance_out_of_range() -> None:
     with pytest.raises(ValueError, match=r"flip must lie in 0\.\.1, got 1\.5"):
         Augmentation(flip=1.5)
-
-
-@pytest.mark.parametrize("size", [(224, 224), (97, 63)])
-def test_h264_costs_more_at_a_higher_factor(size: tuple[int, int]) -> None:
-    clip = STILL[:, : size[0], : size[1]]
-    fine, coarse = (peak_signal_noise_ratio(clip, encode_h264(clip, crf=crf)) for crf in (17, 40))
-    assert encode_h264(clip, crf=30).shape == clip.shape
-    assert fine > 35 > coarse > 20
 
 
 def test_a_self_blended_face_differs_inside_its_mask_alone() -> None:

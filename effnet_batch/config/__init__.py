@@ -33,7 +33,12 @@ from effnet_batch.config.score import (
     ScoreConfig,
     ThresholdSettings,
 )
-from effnet_batch.config.video import FaceDetectionSettings, SamplingSettings, VideoLimitSettings
+from effnet_batch.config.video import (
+    DistortionSettings,
+    FaceDetectionSettings,
+    SamplingSettings,
+    VideoLimitSettings,
+)
 
 __all__ = [
     "ActorSettings",
@@ -41,6 +46,7 @@ __all__ = [
     "AugmentationSettings",
     "CheckpointSettings",
     "ClusterSettings",
+    "DistortionSettings",
     "EmbedConfig",
     "EngineSettings",
     "EvaluateConfig",

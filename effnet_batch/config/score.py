@@ -10,7 +10,12 @@ from effnet_batch.config.groups import (
     InputSettings,
     StorageSettings,
 )
-from effnet_batch.config.video import FaceDetectionSettings, SamplingSettings, VideoLimitSettings
+from effnet_batch.config.video import (
+    DistortionSettings,
+    FaceDetectionSettings,
+    SamplingSettings,
+    VideoLimitSettings,
+)
 
 _AGGREGATIONS = ("last", "mean", "mean_logit", "max", "top_k_mean", "confident")
 
@@ -81,6 +86,7 @@ class ScoreConfig(JobConfig):
     NUMBER_GROUPS = (
         "checkpoint",
         "sampling",
+        "distortion",
         "faces",
         "aggregation",
         "thresholds",
@@ -90,6 +96,7 @@ class ScoreConfig(JobConfig):
 
     checkpoint: CheckpointSettings = dataclasses.field(default_factory=CheckpointSettings)
     sampling: SamplingSettings = dataclasses.field(default_factory=SamplingSettings)
+    distortion: DistortionSettings = dataclasses.field(default_factory=DistortionSettings)
     faces: FaceDetectionSettings = dataclasses.field(default_factory=FaceDetectionSettings)
     aggregation: AggregationSettings = dataclasses.field(default_factory=AggregationSettings)
     thresholds: ThresholdSettings = dataclasses.field(default_factory=ThresholdSettings)

@@ -31,6 +31,15 @@ class SamplingSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DistortionSettings:
+    """What is done to frames before anything else."""
+
+    distortion: str | None = setting(
+        None, "Distort frames first, as a cell of `robustness` does; such as noise:3."
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class FaceDetectionSettings:
     """Which faces are looked at."""
 

@@ -35,6 +35,62 @@ def metric_title(name: str) -> str:
     return f"Log weighted precision at recall {recall}"
 
 
+def _begin(title: str) -> str:
+    return (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width,initial-scale=1'>"
+        f"<title>{title}</title><style>{_STYLE}</style></head><body><h1>{title}</h1>"
+    )
+
+
+def build_robustness_page(document: Mapping[str, Any], plot: bytes) -> str:
+    """Returns the page of a grid of distortions.
+
+    Args:
+        document: what `pipelines.robustness.Robustness.to_dict` returns.
+        plot: the heat map, an SVG file.
+    """
+    clean, *cells = document["cells"]
+    impute = document["imputed_score"]
+    facts = [
+        f"{clean['num_fake']:,} fake and {clean['num_real']:,} real videos in "
+        f"{clean['num_groups']:,} groups"
+        + (f", of split {html.escape(document['split'])}" if document["split"] else ""),
+        "videos without a score left out"
+        if impute is None
+        else f"videos without a score counted as {impute:g}",
+        "intervals: 95 % of resamples of whole groups (identities)",
+        "distortions and levels of DeeperForensics-1.0, applied to decoded frames",
+    ]
+    rows: dict[str, str] = {}
+    levels = sorted({cell["level"] for cell in cells})
+    for cell in cells:
+        name = html.escape(cell["distortion"])
+        rows[name] = rows.get(name, "") + _cell(cell)
+    body = "".join(f"<tr><td>{name}</td>{_cell(clean)}{row}</tr>" for name, row in rows.items())
+    head = "".join(f"<th>{level}</th>" for level in levels)
+    table = (
+        f"<table><thead><tr><th></th><th>none</th>{head}</tr></thead><tbody>{body}</tbody></table>"
+    )
+    parts = [
+        _begin(f"Robustness on {html.escape(document['input'])}"),
+        f"<p>{'; '.join(facts)}.</p>",
+        f"<div class='plots'>{_inline(plot)}</div>",
+        "<h2>AUC by distortion and level</h2>",
+        f"<div class='scroll'>{table}</div>",
+        "</body></html>",
+    ]
+    return "\n".join(parts)
+
+
+def _cell(cell: Mapping[str, Any]) -> str:
+    """Returns a cell of the table: parameter, AUC, interval, videos without a score."""
+    lost = sum(sum(counts.values()) for counts in cell["without_score"].values())
+    about = [] if cell["parameter"] is None else [f"parameter {cell['parameter']:g}"]
+    about += [f"{lost:,} without a score"] if lost else []
+    return f"<td>{_estimate(cell['auc'])}<br><small>{', '.join(about)}</small></td>"
+
+
 def build_page(document: Mapping[str, Any], plots: Mapping[str, bytes]) -> str:
     """Returns the page.
 
@@ -44,9 +100,7 @@ def build_page(document: Mapping[str, Any], plots: Mapping[str, bytes]) -> str:
     """
     title = f"Evaluation of {html.escape(document['scores'])}"
     parts = [
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
-        "<meta name='viewport' content='width=device-width,initial-scale=1'>",
-        f"<title>{title}</title><style>{_STYLE}</style></head><body><h1>{title}</h1>",
+        _begin(title),
         _facts(document),
         "<h2>Videos and frames</h2>",
         _metrics({name: document[name] for name in ("videos", "frames") if document[name]}),

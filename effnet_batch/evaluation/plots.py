@@ -1,7 +1,7 @@
 """Plots of a detector's scores as SVG, drawn by matplotlib without a screen."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import matplotlib as mpl
@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from effnet_batch.evaluation.bootstrap import Estimate
 from effnet_batch.evaluation.labels import FAKE
 from effnet_batch.evaluation.metrics import Detections
 
@@ -26,6 +27,8 @@ _SETTINGS: Final[dict[Any, Any]] = {
 }
 _FAKE_COLOUR: Final = "#c2410c"
 _REAL_COLOUR: Final = "#0369a1"
+_BRIGHT_AUC: Final = 0.8
+"""Above, the colour map is bright enough for black letters."""
 
 
 def draw_plots(detections: Detections, *, threshold: float) -> dict[str, bytes]:
@@ -41,11 +44,55 @@ def draw_plots(detections: Detections, *, threshold: float) -> dict[str, bytes]:
         return {name: _draw(plot, detections, threshold) for name, plot in plots.items()}
 
 
+def draw_heat_map(rows: Mapping[str, Mapping[int, Estimate]], *, clean: Estimate) -> bytes:
+    """Returns an SVG file of a grid of AUCs, from chance to perfect.
+
+    Args:
+        rows: distortion, then level; every cell that was measured.
+        clean: without a distortion.
+    """
+    levels = sorted({level for row in rows.values() for level in row})
+    values = np.full((len(rows), len(levels)), np.nan)
+    with mpl.rc_context({**_SETTINGS, "axes.grid": False}):
+        size = (1.9 + 0.95 * len(levels), 1.2 + 0.55 * len(rows))
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.add_subplot()
+        for down, row in enumerate(rows.values()):
+            for across, level in enumerate(levels):
+                each = row.get(level)
+                if each is None or each.value is None:
+                    continue
+                values[down, across] = each.value
+                text = f"{each.value:.3f}"
+                if each.low is not None:
+                    text += f"\n{each.low:.2f} … {each.high:.2f}"
+                colour = "black" if each.value > _BRIGHT_AUC else "white"
+                axes.text(across, down, text, ha="center", va="center", fontsize=7, color=colour)
+        image = axes.imshow(values, vmin=0.5, vmax=1, cmap="viridis", aspect="auto")
+        figure.colorbar(image, ax=axes, label="AUC", extend="min")
+        undistorted = "–" if clean.value is None else f"{clean.value:.3f}"
+        axes.set(
+            title=f"AUC; undistorted {undistorted}",
+            xlabel="level",
+            xticks=range(len(levels)),
+            xticklabels=[str(level) for level in levels],
+            yticks=range(len(rows)),
+            yticklabels=list(rows),
+        )
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        return _svg(figure)
+
+
 def _draw(
     plot: Callable[[Axes, Detections, float], None], detections: Detections, threshold: float
 ) -> bytes:
     figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
     plot(figure.add_subplot(), detections, threshold)
+    return _svg(figure)
+
+
+def _svg(figure: Figure) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
     return file.getvalue()

@@ -1,6 +1,7 @@
 """What an output's scores are worth against labels."""
 
 import dataclasses
+import importlib.util
 import json
 from collections.abc import Sequence
 from typing import Any, Final
@@ -100,6 +101,7 @@ def evaluate(
     room = Storage(storage or StorageOptions())
     root = canonical_uri(scores)
     if output is not None:
+        check_plots()
         room.check_writable(canonical_uri(output))
     scored, run = load_scored(room, root, labels=labels, split=split, slices=by)
     if threshold is None:
@@ -135,6 +137,16 @@ def evaluate(
     return evaluation
 
 
+def check_plots() -> None:
+    """Finds out whether plots can be drawn, before there is anything to plot.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError("plots need matplotlib: pip install 'effnet-batch[plots]'")
+
+
 def load_scored(
     storage: Storage,
     root: str,
@@ -159,12 +171,8 @@ def load_scored(
 
 
 def _write(storage: Storage, folder: str, evaluation: Evaluation, scored: Scored) -> None:
-    try:
-        from effnet_batch.evaluation.plots import draw_plots
-    except ModuleNotFoundError as error:
-        if error.name != "matplotlib":
-            raise
-        raise ConfigError("plots need matplotlib: pip install 'effnet-batch[plots]'") from None
+    from effnet_batch.evaluation.plots import draw_plots
+
     has_score = ~np.isnan(scored.scores)
     plots = {}
     if has_score.any():

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final, Self
 
 from effnet_batch.config import (
+    DistortionSettings,
     FaceDetectionSettings,
     RescoreConfig,
     SamplingSettings,
@@ -57,7 +58,7 @@ def score_config(config: RescoreConfig, stored: Mapping[str, Any]) -> ScoreConfi
         config: of this run.
         stored: flat settings of the run that stored the frames.
     """
-    groups = (SamplingSettings, FaceDetectionSettings)
+    groups = (SamplingSettings, DistortionSettings, FaceDetectionSettings)
     names = [field.name for group in groups for field in dataclasses.fields(group)]
     taken = {name: stored[name] for name in names if stored.get(name) is not None}
     mine = config.to_flat()
@@ -90,6 +91,7 @@ def resolve_rescoring(
             max_frames=full.sampling.max_frames,
             min_frames=full.sampling.min_frames,
             segment_seconds=full.sampling.segment_seconds,
+            distortion=full.distortion.distortion,
             engine=_HEADS,
             versions=library_versions(),
             stored=(),

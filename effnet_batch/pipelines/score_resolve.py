@@ -57,6 +57,8 @@ class ResolvedScoring(Resolution):
     max_frames: int
     min_frames: int
     segment_seconds: float | None
+    distortion: str | None = None
+    """What frames suffer before anything else looks at them; as `parse_distortion` takes it."""
     frames_dtype: str | None = None
     """Number format of the frame embeddings that are stored; None stores none."""
 
@@ -78,6 +80,7 @@ class ResolvedScoring(Resolution):
             "engine": self.engine.name,
             "precision": self.engine.precision,
             **({"embeddings": self.frames_dtype} if self.frames_dtype else {}),
+            **({"distortion": self.distortion} if self.distortion else {}),
         }
 
     @property
@@ -110,6 +113,7 @@ class ResolvedScoring(Resolution):
             checkpoint.info.faces,
             max_frames=self.max_frames,
             segment_seconds=self.segment_seconds,
+            distortion=self.distortion,
         )
 
     @classmethod
@@ -168,6 +172,7 @@ def resolve_scoring(config: ScoreConfig) -> ResolvedScoring:
             max_frames=config.sampling.max_frames,
             min_frames=config.sampling.min_frames,
             segment_seconds=config.sampling.segment_seconds,
+            distortion=config.distortion.distortion,
             frames_dtype=config.output.dtype if config.output.embeddings else None,
             engine=choice,
             versions=library_versions(),

@@ -11,6 +11,7 @@ from typing import Any, Final
 from effnet_batch.config import FaceDetectionSettings, SamplingSettings
 from effnet_batch.errors import ConfigError
 from effnet_batch.fingerprint import Fingerprint
+from effnet_batch.media.distortions import parse_distortion
 from effnet_batch.media.faces import MODEL_SHA256, FaceSettings, load_model
 from effnet_batch.media.preprocess import Preprocessing
 from effnet_batch.media.sampling import STRATEGIES, Clips, parse_sampling
@@ -87,8 +88,13 @@ def make_view(
     *,
     max_frames: int,
     segment_seconds: float | None,
+    distortion: str | None = None,
 ) -> View:
-    """Returns the view that full descriptions stand for."""
+    """Returns the view that full descriptions stand for.
+
+    Raises:
+        ValueError: there is no such distortion.
+    """
     strategy, longest = parse_sampling(sampling)
     fields = dict(faces)
     wants_faces = fields.pop("detector") != NO_DETECTOR
@@ -100,6 +106,7 @@ def make_view(
         segment_seconds=segment_seconds,
         faces=FaceSettings(**fields) if wants_faces else None,
         which_faces=which,
+        distortion=parse_distortion(distortion) if distortion else None,
     )
 
 
@@ -155,5 +162,6 @@ def frame_fingerprint(
             "engine": engine.name,
             "precision": engine.precision,
             "dtype": dtype,
+            **({"distortion": str(view.distortion)} if view.distortion else {}),
         }
     )

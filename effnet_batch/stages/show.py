@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from effnet_batch.errors import DecodeError
+from effnet_batch.media.distortions import Distortion, distort
 from effnet_batch.media.faces import FaceDetector, FaceSettings, track_faces
 from effnet_batch.media.pixels import PixelConverter, Pixels
 from effnet_batch.media.preprocess import Preprocessing
@@ -73,6 +74,8 @@ class View:
     """How faces are found; None shows whole frames."""
     which_faces: str = ALL
     """One of `WHICH_FACES`."""
+    distortion: Distortion | None = None
+    """What frames suffer before anything else looks at them."""
 
     def __post_init__(self) -> None:
         if self.which_faces not in WHICH_FACES:
@@ -167,18 +170,37 @@ def show(
         read: list[int] = []
         shots: list[Shot] = []
         if view.faces is None:
-            pictures = _frames(reader, indices, viewing.recipes, read, shots)
+            pictures = _frames(reader, indices, view.distortion, viewing.recipes, read, shots)
         else:
             assert face_model is not None
             detect = _detector(face_model, view.faces, view.which_faces)
-            pictures = _faces(reader, indices, detect, view.faces, viewing.recipes, read, shots)
+            frames = _read(reader, indices, None, view.distortion)
+            pictures = _faces(frames, detect, view.faces, viewing.recipes, read, shots)
         yield from _together(clock.measure_each(pictures, "decode"), viewing.num_together)
         yield Stretch(indices.tolist(), read, shots, _clips(taken, indices, shots))
+
+
+def _read(
+    reader: Reader,
+    indices: Indices,
+    preprocessing: Preprocessing | None,
+    distortion: Distortion | None,
+) -> Iterator[Frame]:
+    """Yields frames as the model's input, or whole; a distortion comes before the resizing."""
+    if distortion is None:
+        yield from reader.read(indices, preprocessing)
+        return
+    converter = PixelConverter(preprocessing)
+    for frame in distort(reader.read(indices, None), distortion):
+        if preprocessing is not None:
+            frame = dataclasses.replace(frame, pixels=converter.fit(frame.pixels))
+        yield frame
 
 
 def _frames(
     reader: Reader,
     indices: Indices,
+    distortion: Distortion | None,
     recipes: Sequence[Preprocessing],
     read: list[int],
     shots: list[Shot],
@@ -186,7 +208,7 @@ def _frames(
     """Yields whole frames with their recipe, decoding them once per recipe."""
     for recipe, preprocessing in enumerate(recipes):
         shown = []
-        for frame in reader.read(indices, preprocessing):
+        for frame in _read(reader, indices, preprocessing, distortion):
             shown.append(Shot(0, frame.index, frame.pts_seconds, None))
             yield recipe, frame.pixels
         if recipe == 0:
@@ -197,8 +219,7 @@ def _frames(
 
 
 def _faces(
-    reader: Reader,
-    indices: Indices,
+    frames: Iterable[Frame],
     detect: Callable[[Pixels], list[Box]],
     settings: FaceSettings,
     recipes: Sequence[Preprocessing],
@@ -208,12 +229,12 @@ def _faces(
     """Yields the faces of whole frames with their recipe, cutting each out once."""
     converters = [PixelConverter(preprocessing) for preprocessing in recipes]
 
-    def frames() -> Iterator[Frame]:
-        for frame in reader.read(indices, None):
+    def noted() -> Iterator[Frame]:
+        for frame in frames:
             read.append(frame.index)
             yield frame
 
-    for crop in track_faces(frames(), detect, settings):
+    for crop in track_faces(noted(), detect, settings):
         shots.append(Shot(crop.track, crop.frame_index, crop.pts_seconds, crop.box))
         for recipe, converter in enumerate(converters):
             yield recipe, converter.fit(crop.pixels)

@@ -5,19 +5,18 @@ not depend on who works on it or when.
 """
 
 import dataclasses
-import io
 from collections.abc import Callable, Sequence
 from typing import Final
 
-import av
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from effnet_batch.media.h264 import reencode
+
 Clip = npt.NDArray[np.uint8]
 """uint8 [T, H, W, 3], RGB."""
 
-_H264_FPS: Final = 25
 _SMALLEST_CROP: Final = 0.8
 
 
@@ -155,28 +154,5 @@ def _jpeg(clip: Clip, generator: np.random.Generator) -> Clip:
 
 
 def _h264(clip: Clip, generator: np.random.Generator) -> Clip:
-    return encode_h264(clip, crf=int(generator.integers(17, 41)))
-
-
-def encode_h264(clip: Clip, *, crf: int) -> Clip:
-    """Returns a clip as H.264 leaves it; an odd side is padded by its edge while it is encoded.
-
-    Args:
-        clip: uint8 [T, H, W, 3], RGB.
-        crf: constant rate factor of x264; higher is worse.
-    """
-    height, width = clip.shape[1:3]
-    padded = np.pad(clip, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as output:
-        stream = output.add_stream("libx264", rate=_H264_FPS)
-        stream.height, stream.width = padded.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": str(crf), "preset": "veryfast", "threads": "1"}
-        for frame in padded:
-            output.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        output.mux(stream.encode(None))
-    file.seek(0)
-    with av.open(file, "r", format="mp4") as coded:
-        frames = [frame.to_ndarray(format="rgb24") for frame in coded.decode(video=0)]
-    return np.stack(frames).astype(np.uint8)[:, :height, :width]
+    crf = int(generator.integers(17, 41))
+    return np.stack(list(reencode(clip, crf=crf, preset="veryfast")))
