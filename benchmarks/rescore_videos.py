@@ -64,7 +64,7 @@ def multiply(stored: Path, many: Path, num_copies: int) -> None:
     manifest = read_manifest(storage, str(stored)).read()
     copies = [renamed(manifest, number) for number in range(num_copies)]
     replace_manifest(storage, str(many), copies)
-    parts = sorted((stored / "data").iterdir())
+    parts = sorted((stored / "data").glob("part-*.parquet"))
     metadata = read_metadata(pq.read_schema(parts[0]))
     del metadata[FRAMES_KEY]
     rows = pa.concat_tables([pq.read_table(part) for part in parts])

@@ -27,6 +27,7 @@ from effnet_batch.storage import spool
 CARPHONE = (CLIPS / "carphone_pristine.mp4").read_bytes()
 MIB = 1 << 20
 SMALL = Preprocessing(image_size=64, resize_size=64)
+SMALLER = Preprocessing(image_size=48, resize_size=56)
 
 
 @contextlib.contextmanager
@@ -49,15 +50,16 @@ def opened(
         yield video
 
 
-@pytest.mark.parametrize("preprocessing", [SMALL, None])
-def test_frames_are_those_of_this_process(preprocessing: Preprocessing | None) -> None:
+@pytest.mark.parametrize("recipes", [(SMALL,), (None,), (SMALL, None, SMALLER)])
+def test_frames_are_those_of_this_process(recipes: tuple[Preprocessing | None, ...]) -> None:
     with opened(CARPHONE) as there, open_video(CARPHONE) as here:
         assert there.info == here.info
         np.testing.assert_array_equal(there.pts_seconds, here.pts_seconds)
         for indices in ([0, 7, 119], [3], []):
-            pairs = zip(
-                there.read(indices, preprocessing), here.read(indices, preprocessing), strict=True
+            pairs = list(
+                zip(there.read(indices, *recipes), here.read(indices, *recipes), strict=True)
             )
+            assert len(pairs) == len(indices) * len(recipes)
             for found, expected in pairs:
                 assert (found.index, found.pts_seconds) == (expected.index, expected.pts_seconds)
                 np.testing.assert_array_equal(found.pixels, expected.pixels)

@@ -192,9 +192,9 @@ class CountingReader:
     def is_partial(self) -> bool:
         return self._reader.is_partial
 
-    def read(self, indices: Any, preprocessing: Preprocessing | None) -> Iterator[Any]:
-        self._reads.append((tuple(indices), preprocessing))
-        return self._reader.read(indices, preprocessing)
+    def read(self, indices: Any, *recipes: Preprocessing | None) -> Iterator[Any]:
+        self._reads.append((tuple(indices), *recipes))
+        return self._reader.read(indices, *recipes)
 
 
 def test_an_ensemble_keeps_every_score_and_shares_frames() -> None:
@@ -213,8 +213,7 @@ def test_an_ensemble_keeps_every_score_and_shares_frames() -> None:
         video = VideoHere(CountingReader(reader, reads), None, StageClock())
         scorer.score(video, row, StageClock())
     assert reads == [
-        ((0, 30, 60, 90), PREPROCESSING),
-        ((0, 30, 60, 90), small),
+        ((0, 30, 60, 90), PREPROCESSING, small),
         ((0, 60), PREPROCESSING),
     ]
     alone = [score(CARPHONE, one) for one in members]

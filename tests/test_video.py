@@ -143,6 +143,21 @@ def test_preprocessing_means_what_it_means_for_images(
         np.testing.assert_array_equal(frame.pixels[:9], 0)
 
 
+def test_every_form_of_a_frame_comes_from_one_reading() -> None:
+    data = (CLIPS / "bikes.mp4").read_bytes()
+    large = Preprocessing(image_size=96, resize_size=96)
+    small = Preprocessing(image_size=32, resize_size=40)
+    indices = [0, 7, 30]
+    with open_video(data) as video:
+        alone = [list(video.read(indices, recipe)) for recipe in (large, None, small)]
+        together = list(video.read(indices, large, None, small))
+    assert [frame.index for frame in together] == [0, 0, 0, 7, 7, 7, 30, 30, 30]
+    for number, frame in enumerate(together):
+        expected = alone[number % 3][number // 3]
+        assert frame.pts_seconds == expected.pts_seconds
+        np.testing.assert_array_equal(frame.pixels, expected.pixels)
+
+
 def test_a_very_long_frame_stays_small() -> None:
     data = encode("mjpeg", "mov", size=(4096, 16), pixel_format="yuvj420p", num_frames=2)
     with open_video(data) as video:

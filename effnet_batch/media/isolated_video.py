@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, Final
 
@@ -103,7 +104,7 @@ class IsolatedVideo:
         return self._is_partial
 
     def read(
-        self, indices: Sequence[int] | npt.NDArray[np.int64], preprocessing: Preprocessing | None
+        self, indices: Sequence[int] | npt.NDArray[np.int64], *recipes: Preprocessing | None
     ) -> Iterator[Frame]:
         """Decodes the given frames like `VideoReader.read`; each reading is to be finished.
 
@@ -115,26 +116,32 @@ class IsolatedVideo:
             return
         request = {
             "indices": wanted,
-            "preprocessing": None if preprocessing is None else preprocessing.to_dict(),
+            "recipes": [recipe and recipe.to_dict() for recipe in recipes],
         }
         with self._deaths():
             self._ask(json.dumps(request).encode())
         allowed = iter(wanted)
+        forms, last = deque(recipes), -1
         while True:
             with self._deaths():
                 kind, width, height, index, payload = self._receive(3 * self._limits.max_pixels)
-                if kind == KIND_END:
+                is_new = len(forms) == len(recipes)
+                if kind == KIND_END and is_new:
                     self._is_partial |= bool(index)
                     return
-                side = preprocessing.image_size if preprocessing else None
+                recipe = forms.popleft()
+                side = recipe.image_size if recipe else None
                 if (
                     kind != KIND_FRAME
-                    or index not in allowed  # which also uses up what comes before it
+                    # Looking for it also uses up what comes before it.
+                    or (index not in allowed if is_new else index != last)
                     or len(payload) != 3 * width * height
                     or not payload
                     or (side and (width, height) != (side, side))
                 ):
                     raise NonsenseError(f"a frame of {width}x{height} pixels, number {index}")
+            last = index
+            forms = forms or deque(recipes)
             yield Frame(
                 index=index,
                 pts_seconds=float(self.pts_seconds[index]),

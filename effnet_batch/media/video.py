@@ -119,15 +119,16 @@ class VideoReader:
         return self._is_partial
 
     def read(
-        self, indices: Sequence[int] | npt.NDArray[np.int64], preprocessing: Preprocessing | None
+        self, indices: Sequence[int] | npt.NDArray[np.int64], *recipes: Preprocessing | None
     ) -> Iterator[Frame]:
-        """Decodes the given frames, one at a time.
+        """Decodes the given frames, one at a time, and yields each in every form asked for.
 
         A frame that a damaged file does not show is left out, and ``is_partial`` becomes True.
 
         Args:
             indices: positions among the video's frames, rising, each once.
-            preprocessing: geometry and kernel of the model's input; None gives whole frames.
+            recipes: the forms, in the order they come in: geometry and kernel of a model's input;
+                None for the whole frame.
 
         Raises:
             ValueError: indices that do not rise or are not in the video.
@@ -140,16 +141,17 @@ class VideoReader:
             raise ValueError(f"indices must rise and be in 0..{num_frames - 1}, got {wanted}")
         if not wanted:
             return
-        converter = PixelConverter(preprocessing)
+        converters = [PixelConverter(recipe) for recipe in recipes]
         remaining = deque(wanted)
         num_read = 0
         with _record_errors():
             for index, frame in self._decode(remaining):
-                yield Frame(
-                    index=index,
-                    pts_seconds=float(self._timeline.pts_seconds[index]),
-                    pixels=_convert(converter, frame),
-                )
+                for converter in converters:
+                    yield Frame(
+                        index=index,
+                        pts_seconds=float(self._timeline.pts_seconds[index]),
+                        pixels=_convert(converter, frame),
+                    )
                 num_read += 1
         self._is_partial |= num_read < len(wanted)
         if num_read == 0:

@@ -6,7 +6,7 @@
                       KIND_VIDEO  payload: `VideoInfo` in JSON
                       KIND_TIMES  payload: presentation times, float64
     and then, any number of times,
-    parent -> child   length (u64), JSON: ``indices`` and ``preprocessing``
+    parent -> child   length (u64), JSON: ``indices`` and ``recipes``
     child -> parent   KIND_FRAME  width, height, index, payload: pixels; any number of times
                       KIND_END    index: 1 if the video is partial, else 0
 
@@ -76,10 +76,10 @@ def serve(settings_json: str) -> None:
             answers.send(KIND_TIMES, payload=reader.pts_seconds.astype("<f8").tobytes())
             while text := _receive(requests):
                 request = json.loads(text)
-                wanted = request["preprocessing"]
-                preprocessing = Preprocessing(**wanted) if wanted else None
+                indices = np.array(request["indices"], np.int64)
+                recipes = [each and Preprocessing(**each) for each in request["recipes"]]
                 answers.arm()
-                for frame in reader.read(np.array(request["indices"], np.int64), preprocessing):
+                for frame in reader.read(indices, *recipes):
                     height, width = frame.pixels.shape[:2]
                     answers.send(KIND_FRAME, width, height, frame.index, frame.pixels.tobytes())
                     answers.arm()

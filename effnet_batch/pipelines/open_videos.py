@@ -73,9 +73,9 @@ class _WatchedVideo:
         """As the reader says."""
         return self._reader.is_partial
 
-    def read(self, indices: Indices, preprocessing: Preprocessing | None) -> Iterator[Frame]:
+    def read(self, indices: Indices, *recipes: Preprocessing | None) -> Iterator[Frame]:
         """Decodes the given frames under watch."""
-        frames = self._reader.read(indices, preprocessing)
+        frames = self._reader.read(indices, *recipes)
         while True:
             with self._watchdog.step():
                 frame = next(frames, None)

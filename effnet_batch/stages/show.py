@@ -13,7 +13,6 @@ from typing import Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from effnet_batch.errors import DecodeError
 from effnet_batch.media.distortions import Distortion, distort
 from effnet_batch.media.faces import FaceDetector, FaceSettings, track_faces
 from effnet_batch.media.pixels import PixelConverter, Pixels
@@ -53,8 +52,8 @@ class Reader(Protocol):
         """Whether the file is cut or damaged."""
         ...
 
-    def read(self, indices: Indices, preprocessing: Preprocessing | None) -> Iterator[Frame]:
-        """Decodes the given frames, one at a time."""
+    def read(self, indices: Indices, *recipes: Preprocessing | None) -> Iterator[Frame]:
+        """Decodes the given frames, one at a time, each in every form asked for."""
         ...
 
 
@@ -170,11 +169,12 @@ def show(
         read: list[int] = []
         shots: list[Shot] = []
         if view.faces is None:
-            pictures = _frames(reader, indices, view.distortion, viewing.recipes, read, shots)
+            frames = _read(reader, indices, view.distortion, *viewing.recipes)
+            pictures = _frames(frames, len(viewing.recipes), read, shots)
         else:
             assert face_model is not None
             detect = _detector(face_model, view.faces, view.which_faces)
-            frames = _read(reader, indices, None, view.distortion)
+            frames = _read(reader, indices, view.distortion, None)
             pictures = _faces(frames, detect, view.faces, viewing.recipes, read, shots)
         yield from _together(clock.measure_each(pictures, "decode"), viewing.num_together)
         yield Stretch(indices.tolist(), read, shots, _clips(taken, indices, shots))
@@ -183,39 +183,29 @@ def show(
 def _read(
     reader: Reader,
     indices: Indices,
-    preprocessing: Preprocessing | None,
     distortion: Distortion | None,
+    *recipes: Preprocessing | None,
 ) -> Iterator[Frame]:
-    """Yields frames as the model's input, or whole; a distortion comes before the resizing."""
+    """Yields frames in every form, whole or as a model's input; a distortion comes first."""
     if distortion is None:
-        yield from reader.read(indices, preprocessing)
+        yield from reader.read(indices, *recipes)
         return
-    converter = PixelConverter(preprocessing)
+    converters = [None if recipe is None else PixelConverter(recipe) for recipe in recipes]
     for frame in distort(reader.read(indices, None), distortion):
-        if preprocessing is not None:
-            frame = dataclasses.replace(frame, pixels=converter.fit(frame.pixels))
-        yield frame
+        for converter in converters:
+            pixels = frame.pixels if converter is None else converter.fit(frame.pixels)
+            yield dataclasses.replace(frame, pixels=pixels)
 
 
 def _frames(
-    reader: Reader,
-    indices: Indices,
-    distortion: Distortion | None,
-    recipes: Sequence[Preprocessing],
-    read: list[int],
-    shots: list[Shot],
+    frames: Iterable[Frame], num_recipes: int, read: list[int], shots: list[Shot]
 ) -> Iterator[tuple[int, Pixels]]:
-    """Yields whole frames with their recipe, decoding them once per recipe."""
-    for recipe, preprocessing in enumerate(recipes):
-        shown = []
-        for frame in _read(reader, indices, preprocessing, distortion):
-            shown.append(Shot(0, frame.index, frame.pts_seconds, None))
-            yield recipe, frame.pixels
+    """Yields whole frames with their recipe; every frame comes in the form of each in turn."""
+    for recipe, frame in zip(itertools.cycle(range(num_recipes)), frames, strict=False):
         if recipe == 0:
-            shots += shown
-            read += [shot.frame_index for shot in shown]
-        elif shown != shots:
-            raise DecodeError("two readings of this damaged video gave different frames")
+            read.append(frame.index)
+            shots.append(Shot(0, frame.index, frame.pts_seconds, None))
+        yield recipe, frame.pixels
 
 
 def _faces(
