@@ -6,7 +6,7 @@ not depend on who works on it or when.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, Self
 
 import cv2
 import numpy as np
@@ -42,6 +42,13 @@ class Augmentation:
     """Re-encoded as a video, CRF 17 to 40."""
     cutout: float = 0.0
     """A grey rectangle of up to half of each side, at one place."""
+
+    @classmethod
+    def of(cls, settings: object) -> Self:
+        """Takes the chances from the settings of a job, which may hold more than these."""
+        return cls(
+            **{field.name: getattr(settings, field.name) for field in dataclasses.fields(cls)}
+        )
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

@@ -55,7 +55,7 @@ class Feed:
     def __call__(self, samples: pa.Table) -> pa.Table:
         """Returns the clips of some rows of `SAMPLES_SCHEMA` with a column ``weight``."""
         storage = Storage(self.storage)
-        chances = Augmentation(**dataclasses.asdict(self.augmentation))
+        chances = Augmentation.of(self.augmentation)
         rows = []
         for sample in samples.to_pylist():
             clip = unpack(storage.read(sample["uri"])).clips()[sample["clip"]]
