@@ -33,6 +33,8 @@ class Cost:
     """
     first_file_seconds: float | None
     """Until the first file that was waited for was there."""
+    root_cpu_seconds: float
+    """The command's own user and system time, without its children."""
     root_peak_rss_bytes: int
     """The command's own largest resident set, without its children."""
 
@@ -108,6 +110,7 @@ def measure(
         cpu_seconds=tree.cpu_seconds(),
         peak_pss_bytes=tree.peak_pss_bytes,
         first_file_seconds=first,
+        root_cpu_seconds=tree.own_seconds(root.pid),
         root_peak_rss_bytes=tree.root_peak_rss_bytes,
     )
 
@@ -178,6 +181,10 @@ class _Tree:
         self.peak_pss_bytes = max(self.peak_pss_bytes, total)
         peak = _kib(f"/proc/{root}/status", "VmHWM:") << 10
         self.root_peak_rss_bytes = max(self.root_peak_rss_bytes, peak)
+
+    def own_seconds(self, pid: int) -> float:
+        """Returns the CPU seconds of one process, its children left out."""
+        return sum(each.own_seconds for key, each in self._processes.items() if key[0] == pid)
 
     def cpu_seconds(self) -> float:
         """Returns the CPU seconds of the whole tree so far.
