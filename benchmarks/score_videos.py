@@ -37,7 +37,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="effnet-bench-", dir=options.folder) as name:
         folder = Path(name)
         print(f"encoding {_NUM_CLIPS} clips of {options.seconds} s", flush=True)
-        _write_videos(folder / "videos", options.videos[1], options.seconds)
+        write_videos(folder / "videos", options.videos[1], options.seconds)
         checkpoint = str(folder / "checkpoint.safetensors")
         write_checkpoint(checkpoint)
         contest = Contest(
@@ -89,7 +89,7 @@ def _contestants(checkpoint: str, precision: str) -> list[Contestant]:
     ]
 
 
-def _write_videos(folder: Path, count: int, seconds: int) -> None:
+def write_videos(folder: Path, count: int, seconds: int) -> None:
     folder.mkdir()
     clips = folder.parent / "clips"
     clips.mkdir()

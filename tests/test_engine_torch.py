@@ -15,7 +15,7 @@ from effnet_batch.media.preprocess import Preprocessing
 from effnet_batch.models.architectures import build_model
 from effnet_batch.models.backbone import Backbone
 from effnet_batch.models.engine import build_engine
-from effnet_batch.models.engine_base import Engine, EngineOutput, Frames
+from effnet_batch.models.engine_base import CPUEngine, EngineOutput, Frames
 from effnet_batch.models.folding import fold
 from effnet_batch.models.measure import measure
 from effnet_batch.models.padding import SamePadConv2d
@@ -121,7 +121,7 @@ def test_compiled_torch_engine_fills_batches_up() -> None:
     assert seen == [4, 4, 4]
 
 
-class Sleeper(Engine):
+class Sleeper(CPUEngine):
     """Takes 20 ms a batch and notes who called."""
 
     def __init__(self, num_streams: int) -> None:

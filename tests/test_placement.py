@@ -199,6 +199,16 @@ def test_an_actor_of_nothing_is_refused(name: str) -> None:
     assert getattr(EmbedConfig.from_flat({name: 0.5}).cluster, name) == 0.5
 
 
+def test_what_decodes_on_the_gpu_runs_beside_the_model() -> None:
+    sizes = nodes((8, 1))
+    settings = EmbedConfig.from_flat({}).cluster
+    placement = resolve_placement(settings, GPU, sizes, decodes_on_gpu=True)
+    assert placement == Placement("fused", 1, 4, 1)
+    apart = EmbedConfig.from_flat({"placement": "split"}).cluster
+    with pytest.raises(ConfigError, match="--gpu-decode decodes beside the model"):
+        resolve_placement(apart, GPU, sizes, decodes_on_gpu=True)
+
+
 @pytest.mark.slow
 def test_runs_end_where_a_single_cpu_is_left_to_decode(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -222,9 +232,13 @@ def test_runs_end_where_a_single_cpu_is_left_to_decode(
             Path(folder, f"{os.getpid()}.gpus").write_text(str(ray.get_gpu_ids()))
 
     def beside_gpus(
-        settings: ClusterSettings, engine: EngineChoice, nodes: list[tuple[float, float]]
+        settings: ClusterSettings,
+        engine: EngineChoice,
+        nodes: list[tuple[float, float]],
+        *,
+        decodes_on_gpu: bool,
     ) -> Placement:
-        placed.append(resolve_placement(settings, GPU, nodes))
+        placed.append(resolve_placement(settings, GPU, nodes, decodes_on_gpu=decodes_on_gpu))
         return placed[-1]
 
     # Ray believes in the GPUs; the model runs on the CPU all the same.

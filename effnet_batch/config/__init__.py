@@ -20,6 +20,7 @@ from effnet_batch.config.finetune import (
 from effnet_batch.config.groups import (
     ActorSettings,
     ClusterSettings,
+    DriftSettings,
     EngineSettings,
     InputSettings,
     MediumSettings,
@@ -47,6 +48,7 @@ __all__ = [
     "CheckpointSettings",
     "ClusterSettings",
     "DistortionSettings",
+    "DriftSettings",
     "EmbedConfig",
     "EngineSettings",
     "EvaluateConfig",

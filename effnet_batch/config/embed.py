@@ -6,6 +6,7 @@ from typing import Any
 from effnet_batch.config.base import JobConfig, setting
 from effnet_batch.config.groups import (
     ClusterSettings,
+    DriftSettings,
     EngineSettings,
     InputSettings,
     MediumSettings,
@@ -21,6 +22,7 @@ _OF_ONE_MEDIUM = {
     **{field.name: KIND_VIDEO for group in _VIDEO_GROUPS for field in dataclasses.fields(group)},
     "frames": KIND_VIDEO,
     "max_video_bytes": KIND_VIDEO,
+    "gpu_decode": KIND_IMAGE,
     "max_image_bytes": KIND_IMAGE,
     "top_k": KIND_IMAGE,
     "logits": KIND_IMAGE,
@@ -51,6 +53,13 @@ class ModelSettings:
     crop_pct: float | None = setting(
         None, "Image size as a share of the resized short side.", minimum=0.1, maximum=1
     )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecodingSettings:
+    """What decodes images."""
+
+    gpu_decode: bool = setting(False, "Decode JPEGs on the GPU, by nvJPEG; the rest on CPUs.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,10 +121,12 @@ class OutputSettings:
 class EmbedConfig(JobConfig):
     """Configuration of the embedding job."""
 
-    NUMBER_GROUPS = ("model", "engine", "output", "sampling", "faces")
+    NUMBER_GROUPS = ("model", "decoding", "engine", "output", "sampling", "faces")
 
     model: ModelSettings = dataclasses.field(default_factory=ModelSettings)
+    decoding: DecodingSettings = dataclasses.field(default_factory=DecodingSettings)
     engine: EngineSettings = dataclasses.field(default_factory=EngineSettings)
+    drift: DriftSettings = dataclasses.field(default_factory=DriftSettings)
     medium: MediumSettings = dataclasses.field(default_factory=MediumSettings)
     input: InputSettings = dataclasses.field(default_factory=InputSettings)
     sampling: SamplingSettings = dataclasses.field(default_factory=SamplingSettings)

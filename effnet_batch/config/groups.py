@@ -24,6 +24,18 @@ class EngineSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DriftSettings:
+    """How far a precision below fp32 may move what comes out."""
+
+    golden: str | None = setting(
+        None, "Sources on which the precision is held against fp32; default: the first of INPUT."
+    )
+    max_score_drift: float | None = setting(
+        None, "Fail the run if the precision moves a score of theirs further.", minimum=0, maximum=1
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class InputSettings:
     """What is read, and how it is labelled."""
 

@@ -6,6 +6,7 @@ from effnet_batch.config.base import JobConfig, setting
 from effnet_batch.config.groups import (
     ActorSettings,
     ClusterSettings,
+    DriftSettings,
     EngineSettings,
     InputSettings,
     StorageSettings,
@@ -101,6 +102,7 @@ class ScoreConfig(JobConfig):
     aggregation: AggregationSettings = dataclasses.field(default_factory=AggregationSettings)
     thresholds: ThresholdSettings = dataclasses.field(default_factory=ThresholdSettings)
     engine: EngineSettings = dataclasses.field(default_factory=EngineSettings)
+    drift: DriftSettings = dataclasses.field(default_factory=DriftSettings)
     input: InputSettings = dataclasses.field(default_factory=InputSettings)
     limits: VideoLimitSettings = dataclasses.field(default_factory=VideoLimitSettings)
     storage: StorageSettings = dataclasses.field(default_factory=StorageSettings)

@@ -166,18 +166,18 @@ def _decode(
 ) -> DecodedImage:
     with _OPENERS[image_format](io.BytesIO(data)) as image:
         stored_width, stored_height = image.size
-        _check_size(stored_width, stored_height, limits)
+        check_size(stored_width, stored_height, limits)
         orientation = 1
         content: tuple[float, float] = (stored_width, stored_height)
         if isinstance(image, JpegImagePlugin.JpegImageFile):
-            orientation = _orientation(image)
+            orientation = orientation_of(image)
             content = _draft(image, orientation, preprocessing)
         image.load()
         if image_format == "PNG":
             scale_transparent_grey(image, bit_depth=data[24])
         if not isinstance(image, JpegImagePlugin.JpegImageFile):
             # Only now: PNG may keep it behind the pixels, and TIFF has turned itself in load().
-            orientation = _orientation(image)
+            orientation = orientation_of(image)
         shown = as_shown(image)
     swaps = orientation in _SWAPS_SIDES
     width, height = (stored_height, stored_width) if swaps else (stored_width, stored_height)
@@ -192,7 +192,8 @@ def _decode(
     return DecodedImage(frame=np.array(resized.convert("RGB")), width=width, height=height)
 
 
-def _check_size(width: int, height: int, limits: ImageLimits) -> None:
+def check_size(width: int, height: int, limits: ImageLimits) -> None:
+    """Refuses an image of no pixels, or of more than ``limits`` allow."""
     if width < 1 or height < 1:
         raise DecodeError(f"the image has no pixels ({width}x{height})")
     if width * height > limits.max_pixels:
@@ -202,7 +203,7 @@ def _check_size(width: int, height: int, limits: ImageLimits) -> None:
         )
 
 
-def _orientation(image: ImageFile.ImageFile) -> int:
+def orientation_of(image: ImageFile.ImageFile) -> int:
     """Returns the EXIF orientation 1..8; 1 where it is absent, unknown or unreadable."""
     try:
         value = image.getexif().get(_EXIF_ORIENTATION)

@@ -13,6 +13,8 @@ from effnet_batch.errors import ConfigError
 from effnet_batch.media.preprocess import Preprocessing
 from effnet_batch.models.backbone import Backbone
 from effnet_batch.models.engine_base import Engine, EngineOutput
+from effnet_batch.models.engine_cuda import CUDAEngine
+from effnet_batch.models.engine_torch import TorchEngine
 
 __all__ = [
     "DEVICES",
@@ -33,7 +35,7 @@ PRECISIONS: Final = (AUTO, "fp32", "bf16", "fp16")
 CPU_BATCH_SIZE: Final = 16
 """Frames of one call; fewer go through the layers together (`engine_base.cpu_forward_size`)."""
 CUDA_BATCH_SIZE: Final = 256
-"""Fills a data-centre card with B0; halves by itself where it does not fit."""
+"""Where nothing is known of the frames; `engine_cuda.find_batch_size` finds what fits a model."""
 
 _PRECISIONS_OF: Final = {
     ("torch", "cpu"): ("fp32", "bf16"),
@@ -160,12 +162,19 @@ def build_engine(
             num_streams=num_streams,
             with_logits=with_logits,
         )
-    from effnet_batch.models.engine_torch import TorchEngine
-
+    if choice.device == "cuda":
+        return CUDAEngine(
+            model,
+            preprocessing,
+            precision=choice.precision,
+            batch_size=choice.batch_size,
+            num_streams=num_streams,
+            with_logits=with_logits,
+            compiled=choice.compiled,
+        )
     return TorchEngine(
         model,
         preprocessing,
-        device=choice.device,
         precision=choice.precision,
         batch_size=choice.batch_size,
         num_threads=num_threads,

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,8 @@ from effnet_batch.media.preprocess import Preprocessing
 from effnet_batch.models.backbone import Backbone
 
 Frames = npt.NDArray[np.uint8]
+AnyFrames = Frames | torch.Tensor
+"""uint8 frames in host memory or, for an engine on a card, on that card and ready."""
 Vectors = npt.NDArray[np.float32]
 
 
@@ -23,6 +26,25 @@ class EngineOutput:
     """float32 [N, embedding_dim], globally averaged features."""
     logits: Vectors | None
     """float32 [N, num_classes], or None if the engine was built without logits."""
+
+
+class Submitted(Protocol):
+    """A forward pass that was started."""
+
+    def collect(self) -> EngineOutput:
+        """Waits for the pass to end and returns its result; may be asked again."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """A forward pass that is over."""
+
+    output: EngineOutput
+
+    def collect(self) -> EngineOutput:
+        """Returns its result."""
+        return self.output
 
 
 class Engine(abc.ABC):
@@ -63,7 +85,7 @@ class Engine(abc.ABC):
         self.embedding_dim = model.embedding_dim
         self.num_classes = model.num_classes if with_logits else None
 
-    def run(self, frames: Frames) -> EngineOutput:
+    def run(self, frames: AnyFrames) -> EngineOutput:
         """Computes embeddings, and logits if asked for, in one forward pass.
 
         The numbers of a frame do not depend on how many frames it came with. May be called from
@@ -76,8 +98,23 @@ class Engine(abc.ABC):
         Raises:
             ValueError: the frames have another type, shape or number.
         """
+        return self.submit(frames).collect()
+
+    def submit(self, frames: AnyFrames) -> Submitted:
+        """Starts what `run` does; frames in host memory may be changed once this returns.
+
+        On a card this returns while the frames are under way to it, so that a caller who submits
+        the next batch before it collects this one keeps the card busy. On a CPU the pass is over.
+
+        Raises:
+            ValueError: as `run`.
+        """
         expected = (self.image_size, self.image_size, 3)
-        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != expected:
+        if (
+            frames.dtype not in (np.uint8, torch.uint8)
+            or frames.ndim != 4
+            or frames.shape[1:] != expected
+        ):
             raise ValueError(
                 f"frames must be uint8 [N, {', '.join(map(str, expected))}], "
                 f"got {frames.dtype} {list(frames.shape)}"
@@ -86,9 +123,22 @@ class Engine(abc.ABC):
             raise ValueError(f"at most {self.batch_size} frames a batch, got {len(frames)}")
         if len(frames) == 0:
             logits = None if self.num_classes is None else _empty(self.num_classes)
-            return EngineOutput(_empty(self.embedding_dim), logits)
-        # Both engines read the frames in place, for which they must be contiguous and writeable.
-        return self._run(np.require(frames, requirements=["C", "W"]))
+            return Finished(EngineOutput(_empty(self.embedding_dim), logits))
+        return self._submit(frames)
+
+    @abc.abstractmethod
+    def _submit(self, frames: AnyFrames) -> Submitted:
+        """Starts 1..batch_size checked frames."""
+
+
+class CPUEngine(Engine):
+    """An engine that computes in the thread that calls it."""
+
+    def _submit(self, frames: AnyFrames) -> Submitted:
+        if isinstance(frames, torch.Tensor):
+            frames = frames.numpy()
+        # Frames are read in place, for which they must be contiguous and writeable.
+        return Finished(self._run(np.require(frames, requirements=["C", "W"])))
 
     @abc.abstractmethod
     def _run(self, frames: Frames) -> EngineOutput:
@@ -143,9 +193,12 @@ class FrameNetwork(nn.Module):
     def forward(self, frames: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Maps uint8 [N,S,S,3] to float32 embeddings [N,D] and, if asked for, logits [N,K]."""
         # Permuting is free: it leaves NCHW in channels_last memory, as the convolutions want it.
-        pixels = frames.permute(0, 3, 1, 2).float() * self.scale + self.offset
-        embeddings = self.model.embed(pixels.to(self.dtype)).float()
+        embeddings = self.model.embed(self.normalise(frames.permute(0, 3, 1, 2))).float()
         if not self.with_logits:
             return (embeddings,)
         # The classifier stays float32: it is cheap, and bfloat16 logits would tie in the top k.
         return embeddings, self.model.fc(embeddings)
+
+    def normalise(self, frames: torch.Tensor) -> torch.Tensor:
+        """Maps uint8 [N,3,S,S] to the backbone's input, of its dtype and the same layout."""
+        return (frames.float() * self.scale + self.offset).to(self.dtype)

@@ -13,7 +13,7 @@ from effnet_batch.errors import ConfigError
 from effnet_batch.media.preprocess import Preprocessing
 from effnet_batch.models.backbone import Backbone
 from effnet_batch.models.engine_base import (
-    Engine,
+    CPUEngine,
     EngineOutput,
     FrameNetwork,
     Frames,
@@ -25,7 +25,7 @@ _IMPORT_LOCK: Final = threading.Lock()
 PRECISION_HINTS: Final = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 
 
-class OpenVINOEngine(Engine):
+class OpenVINOEngine(CPUEngine):
     """Runs the model compiled for this CPU.
 
     OpenVINO keeps the weights twice, as they were and in the order its kernels read them; nothing

@@ -176,7 +176,10 @@ class SequenceClassifier(nn.Module):
         is_real = is_real.to(embeddings.device)
         # Where padding is NaN or stale memory, the linear layers would carry it along.
         hidden = embeddings.masked_fill(~is_real[..., None], 0)
-        if self.lstm is not None:
+        if self.lstm is not None and min(lengths) == embeddings.shape[1]:
+            # Clips of one length need no packing, which costs a copy and many small products.
+            hidden = self.lstm(hidden)[0]
+        elif self.lstm is not None:
             packed = pack_padded_sequence(hidden, steps, batch_first=True, enforce_sorted=False)
             hidden, _ = pad_packed_sequence(
                 self.lstm(packed)[0], batch_first=True, total_length=embeddings.shape[1]
@@ -188,7 +191,8 @@ class SequenceClassifier(nn.Module):
         """Judges clips of any lengths in evaluation; a clip's logits do not depend on the others.
 
         Args:
-            clips: float32 [T,D] each, T at least 1; on the CPU, as engines return them.
+            clips: float32 [T,D] each, T at least 1; on the CPU, as engines return them. Those of
+                like length go together.
 
         Returns:
             float32 [T] each, in the clips' order.
@@ -201,15 +205,18 @@ class SequenceClassifier(nn.Module):
             if clip.ndim != 2 or clip.shape[1] != width or len(clip) == 0:
                 raise ValueError(f"clips must be [1 or more, {width}], got {list(clip.shape)}")
         device = next(self.head.parameters()).device
-        logits: list[Logits] = []
+        order = sorted(range(len(clips)), key=lambda number: len(clips[number]))
+        logits: dict[int, Logits] = {}
         with torch.inference_mode():
             for start in range(0, len(clips), CLIPS_PER_CALL):
-                group = [torch.tensor(clip) for clip in clips[start : start + CLIPS_PER_CALL]]
+                numbers = order[start : start + CLIPS_PER_CALL]
+                group = [torch.tensor(clips[number]) for number in numbers]
                 lengths = [len(clip) for clip in group]
                 padded = nn.utils.rnn.pad_sequence(group, batch_first=True)
                 scored = self.classify(padded.to(device), lengths).cpu().numpy()
-                logits += [row[:length].copy() for row, length in zip(scored, lengths, strict=True)]
-        return logits
+                for number, row, length in zip(numbers, scored, lengths, strict=True):
+                    logits[number] = row[:length].copy()
+        return [logits[number] for number in range(len(clips))]
 
     def forward(self, frames: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
         """Maps normalised frames [B,T,3,S,S] to logits [B,T]; for training.
@@ -222,6 +229,12 @@ class SequenceClassifier(nn.Module):
         embeddings = encoded.new_zeros((*frames.shape[:2], encoded.shape[1]))
         embeddings = embeddings.masked_scatter(is_real[..., None], encoded)
         return self.classify(embeddings, lengths)
+
+    def move_head(self, device: torch.device | str) -> None:
+        """Moves what judges clips to a device; the encoder stays where it is."""
+        self.head.to(device)
+        if self.lstm is not None:
+            self.lstm.to(device)
 
     def take_backbone(self, backbone: Backbone) -> None:
         """Copies a trained backbone's layers; its classifier stays behind.

@@ -1,21 +1,37 @@
 """The embedding job: images or videos in object storage to vectors in Parquet, exactly once."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import pyarrow as pa
+
 from effnet_batch.config import EmbedConfig
+from effnet_batch.models.engine import EngineChoice, build_engine
 from effnet_batch.models.weights import check_names
+from effnet_batch.pipelines.drift import (
+    Drift,
+    Scores,
+    Vectors,
+    class_scores,
+    golden_items,
+    measure_drift,
+)
 from effnet_batch.pipelines.embed_graphs import embed_graph
 from effnet_batch.pipelines.embed_workers import EmbedTask
 from effnet_batch.pipelines.graphs import run_units
+from effnet_batch.pipelines.open_images import open_decoder
 from effnet_batch.pipelines.pending import cut_units
 from effnet_batch.pipelines.placement import Placement, resolve_placement
 from effnet_batch.pipelines.progress import Reporter, Silent
 from effnet_batch.pipelines.resolution import Nodes, resolved_run
-from effnet_batch.pipelines.resolve import Resolved, resolve
+from effnet_batch.pipelines.resolve import Resolved, load_chosen, resolve
 from effnet_batch.pipelines.run import Run, open_run
 from effnet_batch.pipelines.summary import RunSummary
-from effnet_batch.schema import KIND_VIDEO
+from effnet_batch.schema import KIND_IMAGE, KIND_VIDEO
+from effnet_batch.stages.decode import decode_batch
+from effnet_batch.stages.embed import run_batches
+from effnet_batch.stages.records import Stamp
 
 _MAX_ROWS_PER_PART = 5_000
 _MIN_ROWS_PER_PART = 128
@@ -80,13 +96,16 @@ def embed(
 
 
 def _embed_images(run: Run, config: EmbedConfig) -> None:
-    with resolved_run(run, config, resolve, Resolved.from_dict) as (resolved, nodes):
+    with resolved_run(run, config, resolve, Resolved.from_dict, drift_of_images) as found:
+        resolved, nodes = found
         if run.pending.num_rows:
             _embed_pending(run, config, resolved, nodes)
 
 
 def _embed_pending(run: Run, config: EmbedConfig, resolved: Resolved, nodes: Nodes) -> None:
-    placement = resolve_placement(config.cluster, resolved.engine, nodes)
+    placement = resolve_placement(
+        config.cluster, resolved.engine, nodes, decodes_on_gpu=resolved.gpu_decode
+    )
     task = EmbedTask(
         config=config,
         storage=run.storage.options,
@@ -101,6 +120,23 @@ def _embed_pending(run: Run, config: EmbedConfig, resolved: Resolved, nodes: Nod
         bounded = placement.bounded(len(units))
         run.reporter.message(describe(resolved, bounded))
         run_units(run, units, embed_graph(task, bounded))
+
+
+def drift_of_images(config: EmbedConfig, resolved: Resolved, sources: pa.Table) -> Drift:
+    """Finds out how far the precision moves the vectors of some images, and their classes."""
+    limits, size = config.limits, resolved.preprocessing.image_size
+    items = golden_items(config, sources, medium=KIND_IMAGE, max_bytes=limits.max_image_bytes)
+    # Nobody has seen these images yet, and one of them may kill its decoder.
+    with open_decoder(config, resolved.preprocessing, is_suspect=True) as decode:
+        frames = decode_batch(list(items), decode, Stamp("", ""), size).frames
+    model = load_chosen(config, resolved)
+
+    def judge(choice: EngineChoice) -> tuple[Vectors, Scores]:
+        engine = build_engine(model, resolved.preprocessing, **dataclasses.asdict(choice))
+        vectors = run_batches(frames, engine).embeddings
+        return vectors, class_scores(model, vectors)
+
+    return measure_drift(resolved.engine, judge)
 
 
 def describe(resolved: Resolved, placement: Placement) -> str:

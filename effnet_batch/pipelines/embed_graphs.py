@@ -43,7 +43,9 @@ def _split(
         max_retries=RETRIES,
     )
     encoded = decoded.map_batches(
-        EncodeWorker, fn_constructor_kwargs={"task": task}, **actor_arguments(placement)
+        EncodeWorker,
+        fn_constructor_kwargs={"task": task},
+        **actor_arguments(placement, task.calls_at_once),
     )
     return encoded.map_batches(
         cast("Any", commit_rows),

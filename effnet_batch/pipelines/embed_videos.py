@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 
@@ -10,8 +11,11 @@ from effnet_batch.config import EmbedConfig, VideoLimitSettings
 from effnet_batch.errors import ConfigError
 from effnet_batch.media.faces import MODEL_SHA256
 from effnet_batch.models.backbone import Backbone
+from effnet_batch.models.engine import EngineChoice
 from effnet_batch.models.sequence import SequenceClassifier
 from effnet_batch.models.sequence_config import SequenceConfig
+from effnet_batch.pipelines.drift import Drift, Scores, Vectors, class_scores, measure_drift
+from effnet_batch.pipelines.drift_videos import EncoderKeeper, golden_rows, golden_task
 from effnet_batch.pipelines.placement import resolve_placement
 from effnet_batch.pipelines.resolution import resolved_run
 from effnet_batch.pipelines.resolve import Resolved, load, load_chosen, resolve
@@ -103,17 +107,7 @@ class EmbedVideosWorker(VideoWorker):
 
     def __init__(self, task: EmbedVideosTask, board: Any) -> None:
         super().__init__(task, board)
-        torch.set_num_threads(1)
-        resolved = task.resolved
-        model = load_chosen(task.config, resolved)
-        self._embedder = VideoEmbedder(
-            view=resolved.view,
-            preprocessing=resolved.preprocessing,
-            encoder=build_encoder(model, resolved.preprocessing, task),
-            min_frames=resolved.min_frames,
-            dtype=task.config.output.dtype,
-            frames=next(iter(resolved.frames), ""),
-        )
+        self._embedder = build_embedder(task, load_chosen(task.config, task.resolved))
 
     @property
     def viewings(self) -> tuple[Viewing, ...]:
@@ -127,12 +121,54 @@ class EmbedVideosWorker(VideoWorker):
         return embed_video(item, open_video, self._embedder, self.task.stamp, clock, frames)
 
 
+def build_embedder(task: EmbedVideosTask, model: Backbone) -> VideoEmbedder:
+    """Builds the engine that the run was resolved to.
+
+    Raises:
+        FingerprintError: this node runs another precision.
+    """
+    torch.set_num_threads(1)
+    resolved = task.resolved
+    return VideoEmbedder(
+        view=resolved.view,
+        preprocessing=resolved.preprocessing,
+        encoder=build_encoder(model, resolved.preprocessing, task),
+        min_frames=resolved.min_frames,
+        dtype=task.config.output.dtype,
+        frames=next(iter(resolved.frames), ""),
+    )
+
+
 def embed_videos(run: Run, config: EmbedConfig) -> None:
     """Embeds the pending videos of a run."""
-    with resolved_run(run, config, resolve_videos, ResolvedVideos.from_dict) as (resolved, nodes):
+    with resolved_run(
+        run, config, resolve_videos, ResolvedVideos.from_dict, drift_of_videos
+    ) as found:
+        resolved, nodes = found
         if run.pending.num_rows:
             placement = resolve_placement(config.cluster, resolved.engine, nodes)
             run_videos(run, config, resolved, placement, nodes, EmbedVideosTask, EmbedVideosWorker)
+
+
+def drift_of_videos(config: EmbedConfig, resolved: ResolvedVideos, sources: pa.Table) -> Drift:
+    """Finds out how far the precision moves the vectors of some videos, and their classes."""
+    model = load_chosen(config, resolved)
+
+    def judge(choice: EngineChoice) -> tuple[Vectors, Scores]:
+        task = golden_task(EmbedVideosTask, config, resolved, choice)
+        embedder = build_embedder(task, model)
+        keeper = EncoderKeeper(embedder.encoder)
+        embedder = dataclasses.replace(embedder, encoder=keeper)
+        rows = golden_rows(
+            task,
+            sources,
+            (embedder.viewing,),
+            lambda item, opened, clock: embed_video(item, opened, embedder, task.stamp, clock),
+        )
+        pooled = np.array([row["embedding"] for row in rows], np.float32)
+        return keeper.embeddings(), class_scores(model, pooled.reshape(-1, model.embedding_dim))
+
+    return measure_drift(resolved.engine, judge)
 
 
 def resolve_videos(config: EmbedConfig) -> ResolvedVideos:

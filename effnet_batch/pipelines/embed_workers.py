@@ -8,9 +8,9 @@ in GPU actors, `commit_rows` in tasks; frames pass through the object store.
 import contextlib
 import dataclasses
 import functools
-import queue
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -19,16 +19,16 @@ import pyarrow.compute as pc
 import torch
 
 from effnet_batch.config import EmbedConfig
-from effnet_batch.media.image import DecodedImage, ImageLimits, decode_image
-from effnet_batch.media.isolation import IsolatedDecoder
+from effnet_batch.media.card_image import CardDecoder
 from effnet_batch.models.engine import Engine
 from effnet_batch.pipelines.metrics import publish_clock
+from effnet_batch.pipelines.open_images import image_limits, open_decoder
 from effnet_batch.pipelines.progress import UnitProgress
 from effnet_batch.pipelines.resolution import build_chosen_engine
 from effnet_batch.pipelines.resolve import Resolved, load_chosen
 from effnet_batch.pipelines.units import Task, part_writer, read_unit, receipt
 from effnet_batch.schema import STATUS_OK
-from effnet_batch.stages.decode import Decode, DecodedBatch, decode_batch
+from effnet_batch.stages.decode import Decode, DecodedBatch, decode_batch, decode_on_card
 from effnet_batch.stages.embed import EmbeddingColumns, embed_batch, embed_items
 from effnet_batch.stages.lanes import WAIT, StageClock
 from effnet_batch.stages.read import Item, OutageGuard
@@ -36,6 +36,8 @@ from effnet_batch.stages.watchdog import Watchdog, end_process
 from effnet_batch.storage import Storage, StorageOptions
 
 _MIN_ROWS_PER_BLOCK: Final = 64
+_CALLS_ON_GPU: Final = 3
+"""One block is computed, one is on its way to the card, one is read or made into rows."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,11 @@ class EmbedTask(Task):
         """Rows that travel together in the split graph: whole batches, at least 64."""
         batch_size = self.resolved.engine.batch_size
         return batch_size * max(1, _MIN_ROWS_PER_BLOCK // batch_size)
+
+    @property
+    def calls_at_once(self) -> int:
+        """Blocks that an actor of the split graph works on: on a card, one beside the next."""
+        return _CALLS_ON_GPU if self.resolved.engine.device == "cuda" else 1
 
     @property
     def frame_bytes(self) -> int:
@@ -72,18 +79,20 @@ class FusedWorker:
         self._storage = Storage(task.storage)
         self._guard = OutageGuard()
         self._engine = build_worker_engine(task, num_streams=task.num_lanes)
+        self._card_decoder: CardDecoder | None = None
+        if task.resolved.gpu_decode:
+            limits = image_limits(task.config.limits)
+            self._card_decoder = CardDecoder(task.resolved.preprocessing, limits)
 
     def __call__(self, unit: pa.Table) -> pa.Table:
         """Does one unit; returns its receipt."""
         task, clock = self._task, StageClock()
         progress = UnitProgress(self._board, unit)
         writer = part_writer(task, self._storage, progress.unit, clock)
-        with _decoder(task, is_suspect=progress.is_suspect) as decode:
-            items = _read(task, unit, self._storage, self._guard, self._board)
-            size = task.resolved.preprocessing.image_size
+        with self._decoding(progress) as decode:
             tables = embed_items(
-                items,
-                lambda batch: decode_batch(batch, decode, task.stamp, size),
+                _read(task, unit, self._storage, self._guard, self._board),
+                decode,
                 lambda batch: _embed(batch, self._engine, task, clock),
                 batch_size=self._engine.batch_size,
                 num_lanes=task.num_lanes,
@@ -96,6 +105,23 @@ class FusedWorker:
         progress.finish()
         return receipt(writer, clock)
 
+    @contextlib.contextmanager
+    def _decoding(self, progress: UnitProgress) -> Iterator[Callable[[list[Item]], DecodedBatch]]:
+        """Yields what decodes a batch; what may kill its decoder never reaches the card."""
+        task, decoder = self._task, self._card_decoder
+        if decoder is None or progress.is_suspect:
+            size = task.resolved.preprocessing.image_size
+            with _decoder(task, progress) as decode:
+                yield lambda batch: decode_batch(batch, decode, task.stamp, size)
+            return
+        with Watchdog(task.config.limits.image_timeout_seconds, end_process) as watchdog:
+
+            def decode_watched(batch: list[Item]) -> DecodedBatch:
+                with watchdog.step():
+                    return decode_on_card(batch, decoder, task.stamp, watchdog.beat)
+
+            yield decode_watched
+
 
 def decode_unit(unit: pa.Table, *, task: EmbedTask, board: Any) -> Iterator[pa.Table]:
     """Task of the split graph: reads and decodes a unit.
@@ -107,7 +133,7 @@ def decode_unit(unit: pa.Table, *, task: EmbedTask, board: Any) -> Iterator[pa.T
     """
     progress, clock = UnitProgress(board, unit), StageClock()
     size = task.resolved.preprocessing.image_size
-    with _decoder(task, is_suspect=progress.is_suspect) as decode:
+    with _decoder(task, progress) as decode:
         tables = embed_items(
             _read(task, unit, _storage(task.storage), _task_guard(task.run_id), board),
             lambda batch: decode_batch(batch, decode, task.stamp, size),
@@ -129,23 +155,30 @@ def decode_unit(unit: pa.Table, *, task: EmbedTask, board: Any) -> Iterator[pa.T
 
 
 class EncodeWorker:
-    """Actor of the split graph: frames to embeddings."""
+    """Actor of the split graph: frames to embeddings; may be called from several threads."""
 
     def __init__(self, task: EmbedTask) -> None:
         self._task = task
-        self._engine = build_worker_engine(task, num_streams=1)
+        self._engine = build_worker_engine(task, num_streams=task.calls_at_once)
+        self._lock = threading.Lock()
+        self._num_calls = 0
         self._idle_since = time.perf_counter()
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Returns the rows with the model's columns in place of ``frame``."""
         clock = StageClock()
-        clock.add(WAIT, time.perf_counter() - self._idle_since)
+        with self._lock:
+            if not self._num_calls:
+                clock.add(WAIT, time.perf_counter() - self._idle_since)
+            self._num_calls += 1
         size = self._task.resolved.preprocessing.image_size
         batch = DecodedBatch(table, _frames(table, size))
         with clock.measure("model"):
             rows = _embed(batch, self._engine, self._task, clock)
         publish_clock(clock, ("model",))
-        self._idle_since = time.perf_counter()
+        with self._lock:
+            self._idle_since = time.perf_counter()
+            self._num_calls -= 1
         return rows.append_column("unit", table["unit"]).append_column("place", table["place"])
 
 
@@ -171,6 +204,7 @@ def build_worker_engine(task: EmbedTask, *, num_streams: int) -> Engine:
         task.resolved.preprocessing,
         task.resolved.engine,
         num_streams=num_streams,
+        actors=task.config.cluster,
         with_logits=task.columns.needs_logits,
     )
 
@@ -187,48 +221,14 @@ def _read(
     return read_unit(task, unit, storage, guard, board, max_bytes=max_bytes)
 
 
-@contextlib.contextmanager
-def _decoder(task: EmbedTask, *, is_suspect: bool) -> Iterator[Decode]:
-    """Yields the decoder of a unit.
-
-    A unit that did not finish on its first try may hold an image that kills or hangs its decoder;
-    it is decoded in children that can be killed, and what dies there becomes a record.
-    """
-    limits = task.config.limits
-    image_limits = ImageLimits(max_pixels=limits.max_image_pixels, max_bytes=limits.max_image_bytes)
-    preprocessing = task.resolved.preprocessing
-    if not is_suspect:
-        plain = functools.partial(decode_image, preprocessing=preprocessing, limits=image_limits)
-        with Watchdog(limits.image_timeout_seconds, end_process) as watchdog:
-
-            def watched(data: bytes) -> DecodedImage:
-                with watchdog.step():
-                    return plain(data)
-
-            yield watched
-        return
-    with contextlib.ExitStack() as stack:
-        children: queue.SimpleQueue[IsolatedDecoder] = queue.SimpleQueue()
-        for _ in range(task.num_lanes):
-            children.put(
-                stack.enter_context(
-                    IsolatedDecoder(
-                        preprocessing,
-                        image_limits,
-                        limits.image_timeout_seconds,
-                        limits.max_decode_memory_bytes,
-                    )
-                )
-            )
-
-        def decode(data: bytes) -> DecodedImage:
-            child = children.get()
-            try:
-                return child.decode(data)
-            finally:
-                children.put(child)
-
-        yield decode
+def _decoder(task: EmbedTask, progress: UnitProgress) -> contextlib.AbstractContextManager[Decode]:
+    """Returns the decoder of a unit."""
+    return open_decoder(
+        task.config,
+        task.resolved.preprocessing,
+        is_suspect=progress.is_suspect,
+        num_lanes=task.num_lanes,
+    )
 
 
 @functools.lru_cache(maxsize=4)

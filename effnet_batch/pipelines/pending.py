@@ -112,6 +112,20 @@ def pending_sources(
     return pending.append_column("skip", lists).cast(PENDING_SCHEMA)
 
 
+def fresh_sources(manifest: pa.Table) -> pa.Table:
+    """Returns sources of a manifest as they are before any work, of `PENDING_SCHEMA`."""
+    rows = manifest.num_rows
+    columns = {
+        "source_version": source_version(manifest),
+        "attempt": pa.array(np.ones(rows, np.int32)),
+        "skip": pa.nulls(rows, pa.list_(pa.string())),
+    }
+    pending = manifest.select(_MANIFEST_COLUMNS)
+    for name, column in columns.items():
+        pending = pending.append_column(name, column)
+    return pending.cast(PENDING_SCHEMA)
+
+
 def _same(left: pa.ChunkedArray, right: pa.ChunkedArray) -> np.ndarray:
     """Returns where two versions agree; an unknown version agrees with any."""
     return np.asarray(pc.fill_null(pc.equal(left, right), True))

@@ -45,7 +45,11 @@ class Placement:
 
 
 def resolve_placement(
-    settings: ActorSettings, engine: EngineChoice, nodes: list[tuple[float, float]]
+    settings: ActorSettings,
+    engine: EngineChoice,
+    nodes: list[tuple[float, float]],
+    *,
+    decodes_on_gpu: bool = False,
 ) -> Placement:
     """Fits the actors to the cluster.
 
@@ -53,6 +57,7 @@ def resolve_placement(
         settings: what the user asked for; a job that only runs fused has no ``placement``.
         engine: what runs the model; ``cuda`` needs GPUs.
         nodes: CPUs and GPUs of every node.
+        decodes_on_gpu: the actors that run the model decode as well.
 
     Raises:
         ConfigError: the actors do not fit, or leave nothing to decode with; says what is missing.
@@ -62,6 +67,13 @@ def resolve_placement(
     cpus = settings.cpus_per_actor
     split_cpus = cpus or (_CPUS_BESIDE_GPU if uses_gpu else 1.0)
     mode = settings.placement if isinstance(settings, ClusterSettings) else FUSED
+    if decodes_on_gpu and mode == SPLIT:
+        raise ConfigError(
+            "--gpu-decode decodes beside the model, and --placement split apart from it; leave one "
+            "of them out"
+        )
+    if decodes_on_gpu:
+        mode = FUSED
     if mode == "auto":
         can_split = uses_gpu and _num_beside_decoding(nodes, split_cpus, gpus) > 0
         mode = SPLIT if can_split else FUSED

@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib.metadata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
 import ray
@@ -15,7 +15,17 @@ from effnet_batch.errors import FingerprintError
 from effnet_batch.fingerprint import Fingerprint
 from effnet_batch.media.preprocess import Preprocessing
 from effnet_batch.models.backbone import Backbone
+from effnet_batch.models.card import CUDACard
 from effnet_batch.models.engine import Engine, EngineChoice, build_engine, resolve_engine
+from effnet_batch.models.engine_cuda import find_batch_size
+from effnet_batch.pipelines.drift import (
+    Measure,
+    check_drift,
+    golden_sources,
+    known_drift,
+    to_record,
+    wants_drift,
+)
 from effnet_batch.pipelines.pending import first_uri
 from effnet_batch.pipelines.run import Run
 from effnet_batch.pipelines.session import cluster_cpus_and_gpus, ray_session
@@ -24,6 +34,7 @@ from effnet_batch.preflight import check_nodes, check_resources
 _PACKAGES: Final = (
     "effnet-batch",
     "torch",
+    "torchvision",
     "openvino",
     "ray",
     "pyarrow",
@@ -69,6 +80,7 @@ class Resolution(abc.ABC):
 
 _Config = TypeVar("_Config", bound=JobConfig)
 _Resolved = TypeVar("_Resolved", bound=Resolution)
+_Result = TypeVar("_Result")
 
 
 @contextlib.contextmanager
@@ -77,6 +89,7 @@ def resolved_run(
     config: _Config,
     resolve: Callable[[_Config], _Resolved],
     restore: Callable[[dict[str, Any]], _Resolved],
+    measure: Measure | None = None,
 ) -> Iterator[tuple[_Resolved, Nodes]]:
     """Connects to Ray, resolves what no earlier run has, and writes run.json.
 
@@ -85,6 +98,7 @@ def resolved_run(
         config: of the job.
         resolve: run on a node of the kind that will run the model.
         restore: takes back what `Resolution.to_dict` returned.
+        measure: finds out on such a node how far a precision below fp32 moves the numbers.
 
     Yields:
         What the run uses, and the nodes.
@@ -92,6 +106,7 @@ def resolved_run(
     Raises:
         ConfigError: the settings contradict each other, or no node can run them.
         FingerprintError: the output holds other numbers.
+        JobError: the precision moves scores further than the settings allow.
     """
     with ray_session(config.group(ActorSettings).address) as is_own_machine:
         nodes = cluster_cpus_and_gpus()
@@ -100,10 +115,20 @@ def resolved_run(
         stored = run.stored_resolution()
         if stored is None:
             run.reporter.message("resolving model, weights and engine")
-            resolved = _resolve_on_worker(config, resolve, nodes, is_own_machine=is_own_machine)
+            resolved = _run_on_worker(
+                functools.partial(resolve, config), config, nodes, is_own_machine=is_own_machine
+            )
         else:
             resolved = restore(stored)
-        run.begin(resolved.fingerprint, resolved.to_dict(), resolved.frames)
+        drift = known_drift(run) if stored else None
+        if measure and not drift and wants_drift(run, resolved.engine.precision):
+            job = functools.partial(measure, config, resolved, golden_sources(run))
+            found = _run_on_worker(job, config, nodes, is_own_machine=is_own_machine)
+            run.reporter.message(str(found))
+            drift = to_record(run, found)
+        run.begin(resolved.fingerprint, resolved.to_dict(), resolved.frames, drift)
+        if drift:
+            check_drift(run, drift)
         yield resolved, nodes
 
 
@@ -129,29 +154,33 @@ def _wants_gpu(config: JobConfig, nodes: Nodes) -> bool:
     return "cuda" in devices or ("auto" in devices and any(gpus for _, gpus in nodes))
 
 
-def _resolve_on_worker(
-    config: _Config,
-    resolve: Callable[[_Config], _Resolved],
+def _run_on_worker(
+    job: Callable[[], _Result],
+    config: JobConfig,
     nodes: Nodes,
     *,
     is_own_machine: bool,
-) -> _Resolved:
-    """Resolves on a node of the kind that will run the model: one with a GPU if there is one.
+) -> _Result:
+    """Runs a job on a node of the kind that will run the model: one with a GPU if there is one.
 
     Args:
-        config: holds the autos.
-        resolve: settles them.
+        job: what to do there.
+        config: says what the model shall run on.
         nodes: CPUs and GPUs of every node.
         is_own_machine: the cluster is this machine alone, started by this process. Without a GPU
             this process then finds the same, and saves the seconds that a worker's start takes.
     """
     has_gpu = any(gpus for _, gpus in nodes)
     if is_own_machine and not has_gpu:
-        return resolve(config)
+        return job()
     num_gpus = int(has_gpu and _wants_gpu(config, nodes))
-    task = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=2)(resolve)
-    resolved: _Resolved = ray.get(task.remote(config))
-    return resolved
+    task: Any = ray.remote(num_cpus=1, num_gpus=num_gpus, max_retries=2)(_call)
+    result: _Result = ray.get(task.remote(job))
+    return result
+
+
+def _call(job: Callable[[], _Result]) -> _Result:
+    return job()
 
 
 def choose_engine(settings: EngineSettings) -> EngineChoice:
@@ -165,13 +194,18 @@ def build_chosen_engine(
     choice: EngineChoice,
     *,
     num_streams: int,
+    actors: ActorSettings,
     with_logits: bool = False,
 ) -> Engine:
     """Builds the engine that the run was resolved to, one thread a stream.
 
+    An actor that has a share of a card keeps to that share of its memory.
+
     Raises:
         FingerprintError: this node runs another precision.
     """
+    if choice.device == "cuda":
+        CUDACard().limit_memory(_card_share(actors))
     engine = build_engine(
         model,
         preprocessing,
@@ -188,15 +222,47 @@ def build_chosen_engine(
     return engine
 
 
-def check_runs(model: Backbone, preprocessing: Preprocessing, choice: EngineChoice) -> None:
-    """Finds out whether this machine can run a model as chosen, which only a built engine knows.
+def fit_engine(
+    choice: EngineChoice,
+    models: Sequence[tuple[Backbone, Preprocessing]],
+    config: JobConfig,
+    *,
+    with_logits: bool = False,
+) -> EngineChoice:
+    """Finds out whether this machine can run models as chosen, and on a card in what batches.
+
+    Args:
+        choice: from `choose_engine`.
+        models: what one actor runs.
+        config: of the job; a batch size that it names is left alone.
+        with_logits: compute logits too.
 
     Raises:
         ConfigError: it cannot.
     """
+    if choice.device == "cuda" and config.group(EngineSettings).batch_size is None:
+        share = _card_share(config.group(ActorSettings)) / len(models)
+        sizes = [
+            find_batch_size(
+                model,
+                preprocessing,
+                precision=choice.precision,
+                with_logits=with_logits,
+                share=share,
+            )
+            for model, preprocessing in models
+        ]
+        return dataclasses.replace(choice, batch_size=min(sizes))
     # Any CPU runs fp32, and building takes seconds.
     if (choice.device, choice.precision) != ("cpu", "fp32"):
-        build_engine(model, preprocessing, **dataclasses.asdict(choice))
+        for model, preprocessing in models:
+            build_engine(model, preprocessing, **dataclasses.asdict(choice))
+    return choice
+
+
+def _card_share(actors: ActorSettings) -> float:
+    """Returns how much of a card's memory an actor has."""
+    return min(1.0, actors.gpus_per_actor or 1.0)
 
 
 def check_sha256(name: str, found: str, expected: str) -> None:

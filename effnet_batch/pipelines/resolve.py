@@ -7,15 +7,17 @@ from typing import Any, Self
 from effnet_batch.config import EmbedConfig
 from effnet_batch.errors import ConfigError
 from effnet_batch.fingerprint import Fingerprint
+from effnet_batch.media.card_image import CardDecoder
+from effnet_batch.media.image import ImageLimits
 from effnet_batch.media.preprocess import Preprocessing
 from effnet_batch.models.backbone import Backbone
 from effnet_batch.models.engine import EngineChoice
 from effnet_batch.models.weights import load_model
 from effnet_batch.pipelines.resolution import (
     Resolution,
-    check_runs,
     check_sha256,
     choose_engine,
+    fit_engine,
     library_versions,
 )
 from effnet_batch.pipelines.run import storage_options
@@ -37,6 +39,8 @@ class Resolved(Resolution):
     preprocessing: Preprocessing
     output: dict[str, Any]
     """What is stored of the model's outputs: top_k, logits, dtype."""
+    gpu_decode: bool = False
+    """Whether a card decodes what it can."""
 
     @functools.cached_property
     def fingerprint(self) -> Fingerprint:
@@ -55,6 +59,7 @@ class Resolved(Resolution):
             "engine": self.engine.name,
             "precision": self.engine.precision,
             **self.output,
+            **({"decoder": "nvjpeg"} if self.gpu_decode else {}),
         }
 
     @property
@@ -112,7 +117,6 @@ def resolve(config: EmbedConfig) -> Resolved:
     Raises:
         ConfigError: the settings contradict each other, or this machine cannot run them.
     """
-    choice = choose_engine(config.engine)
     model = load(config)
     info = model.weights_info
     assert info is not None
@@ -121,8 +125,16 @@ def resolve(config: EmbedConfig) -> Resolved:
             f"top_k is {config.output.top_k}, and {info.name} knows {info.num_classes} classes; "
             f"choose --top-k {info.num_classes} or less"
         )
-    check_runs(model, info.preprocessing, choice)
+    choice = fit_engine(
+        choose_engine(config.engine),
+        [(model, info.preprocessing)],
+        config,
+        with_logits=bool(config.output.top_k or config.output.logits),
+    )
+    if config.decoding.gpu_decode:
+        _check_gpu_decode(choice, info.preprocessing)
     return Resolved(
+        gpu_decode=config.decoding.gpu_decode,
         weights=info.name,
         weights_sha256=info.sha256,
         architecture=info.architecture,
@@ -139,3 +151,12 @@ def resolve(config: EmbedConfig) -> Resolved:
         },
         versions=library_versions(),
     )
+
+
+def _check_gpu_decode(choice: EngineChoice, preprocessing: Preprocessing) -> None:
+    if choice.device != "cuda":
+        raise ConfigError(
+            "gpu_decode decodes on the GPU that runs the model, and this model runs on a CPU; "
+            "leave --gpu-decode out, or choose --device cuda where there is a GPU"
+        )
+    CardDecoder(preprocessing, ImageLimits())

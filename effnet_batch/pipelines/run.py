@@ -211,8 +211,11 @@ class Run:
         fingerprint: Fingerprint,
         resolved: dict[str, Any],
         frames: dict[str, dict[str, Any]],
+        drift: dict[str, Any] | None = None,
     ) -> None:
-        """Writes run.json before the first row; ``frames`` are those of `Resolution.frames`.
+        """Writes run.json before the first row.
+
+        ``frames`` are those of `Resolution.frames`, ``drift`` that of `drift.to_record`.
 
         Raises:
             FingerprintError: the output holds other numbers.
@@ -234,6 +237,7 @@ class Run:
             "fingerprint": fingerprint.digest,
             "fingerprint_fields": fingerprint.to_dict(),
             "frames": frames,
+            "drift": drift,
         }
         self._started = time.monotonic()
         self.write_state(STATE_RUNNING)

@@ -1,18 +1,26 @@
 """The scoring job: videos in object storage to verdicts with their evidence, exactly once."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, Final
 
+import numpy as np
+import pyarrow as pa
+
 from effnet_batch.config import ScoreConfig
+from effnet_batch.models.engine import EngineChoice
+from effnet_batch.pipelines.drift import Drift, Scores, Vectors, measure_drift
+from effnet_batch.pipelines.drift_videos import EncoderKeeper, golden_rows, golden_task
 from effnet_batch.pipelines.placement import resolve_placement
 from effnet_batch.pipelines.progress import Reporter, Silent
 from effnet_batch.pipelines.resolution import Nodes, resolved_run
 from effnet_batch.pipelines.run import Run, open_run
 from effnet_batch.pipelines.score_resolve import ResolvedScoring, resolve_scoring
-from effnet_batch.pipelines.score_workers import ScoreTask, ScoreWorker
+from effnet_batch.pipelines.score_workers import ScoreTask, ScoreWorker, build_scorer
 from effnet_batch.pipelines.summary import RunSummary
 from effnet_batch.pipelines.videos import run_videos
 from effnet_batch.schema import KIND_VIDEO
+from effnet_batch.stages.score import score_item
 
 JOB: Final = "score"
 
@@ -60,10 +68,42 @@ def score(
     ) as run:
         # Other settings than the output's may mean other numbers, which must not pass unnoticed.
         if run.pending.num_rows or run.stored_resolution() is None:
-            with resolved_run(run, config, resolve_scoring, ResolvedScoring.from_dict) as found:
+            with resolved_run(
+                run, config, resolve_scoring, ResolvedScoring.from_dict, drift_of_scores
+            ) as found:
                 if run.pending.num_rows:
                     _score_pending(run, config, *found)
         return run.finish()
+
+
+def drift_of_scores(config: ScoreConfig, resolved: ResolvedScoring, sources: pa.Table) -> Drift:
+    """Finds out how far the precision moves the scores of some videos, and their embeddings."""
+
+    def judge(choice: EngineChoice) -> tuple[Vectors, Scores]:
+        task = golden_task(ScoreTask, config, resolved, choice)
+        scorer = build_scorer(task)
+        encoders = [member.encoder for member in scorer.members]
+        keepers = [EncoderKeeper(encoder) for encoder in encoders if encoder is not None]
+        members = [
+            dataclasses.replace(member, encoder=keeper)
+            for member, keeper in zip(scorer.members, keepers, strict=True)
+        ]
+        scorer = dataclasses.replace(scorer, members=members)
+        rows = golden_rows(
+            task,
+            sources,
+            scorer.viewings,
+            lambda item, opened, clock: score_item(item, opened, scorer, task.stamp, clock),
+        )
+        # Members may differ in width; a vector with zeros behind it has the same cosines.
+        widest = max(keeper.embedding_dim for keeper in keepers)
+        vectors = [
+            np.pad(keeper.embeddings(), ((0, 0), (0, widest - keeper.embedding_dim)))
+            for keeper in keepers
+        ]
+        return np.concatenate(vectors), np.array([row["score"] for row in rows], np.float64)
+
+    return measure_drift(resolved.engine, judge)
 
 
 def _score_pending(run: Run, config: ScoreConfig, resolved: ResolvedScoring, nodes: Nodes) -> None:

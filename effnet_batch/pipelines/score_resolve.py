@@ -15,8 +15,8 @@ from effnet_batch.models.engine import EngineChoice
 from effnet_batch.models.forgery_registry import FORGERY_REGISTRY, PROTOCOLS
 from effnet_batch.pipelines.resolution import (
     Resolution,
-    check_runs,
     choose_engine,
+    fit_engine,
     library_versions,
 )
 from effnet_batch.pipelines.run import storage_options
@@ -163,8 +163,8 @@ def resolve_scoring(config: ScoreConfig) -> ResolvedScoring:
     choice = choose_engine(config.engine)
     loaded = load_checkpoints(config)
     try:
-        for checkpoint in loaded:
-            check_runs(checkpoint.model.encoder, checkpoint.info.preprocessing, choice)
+        models = [(each.model.encoder, each.info.preprocessing) for each in loaded]
+        choice = fit_engine(choice, models, config)
         checkpoints = resolve_checkpoints(loaded, config)
         resolved = ResolvedScoring(
             checkpoints=checkpoints,

@@ -61,6 +61,7 @@ def build_scorer(task: ScoreTask) -> Scorer:
     members = []
     for loaded, wanted in zip(load_checkpoints(task.config), resolved.checkpoints, strict=True):
         check_sha256(wanted.info.name, loaded.sha256, wanted.sha256)
+        loaded.model.move_head(resolved.engine.device)
         members.append(
             Member(
                 info=wanted.info,

@@ -24,7 +24,12 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from effnet_batch.config import ActorSettings, FaceDetectionSettings, VideoLimitSettings
+from effnet_batch.config import (
+    ActorSettings,
+    FaceDetectionSettings,
+    JobConfig,
+    VideoLimitSettings,
+)
 from effnet_batch.media.faces import load_model
 from effnet_batch.media.preprocess import Preprocessing
 from effnet_batch.models.backbone import Backbone
@@ -181,7 +186,7 @@ class VideoWorker(abc.ABC):
                 storage=self.task.storage,
                 limits=self.task.limits,
                 viewings=self.viewings,
-                face_model=self._face_settings.face_model,
+                face_model=self.task.config.group(FaceDetectionSettings).face_model,
             ),
             self._guard,
         )
@@ -193,13 +198,7 @@ class VideoWorker(abc.ABC):
         Raises:
             WeightsError: it cannot be had here.
         """
-        if not any(viewing.view.faces for viewing in self.viewings):
-            return None
-        return load_model(self._face_settings.face_model)
-
-    @property
-    def _face_settings(self) -> FaceDetectionSettings:
-        return self.task.config.group(FaceDetectionSettings)
+        return load_face_model(self.task.config, self.viewings)
 
     def _make(self, item: Item, open_video: OpenVideo, clock: StageClock) -> _Made:
         frames = self._open_spool(item)
@@ -221,20 +220,33 @@ class VideoWorker(abc.ABC):
         return FrameSpool(record_columns(item, None, self.task.stamp), float16=float16)
 
 
+def load_face_model(config: JobConfig, viewings: tuple[Viewing, ...]) -> bytes | None:
+    """Returns the face detector's file, where faces are looked for.
+
+    Raises:
+        WeightsError: it cannot be had here.
+    """
+    if not any(viewing.view.faces for viewing in viewings):
+        return None
+    return load_model(config.group(FaceDetectionSettings).face_model)
+
+
 def build_encoder(model: Backbone, preprocessing: Preprocessing, task: VideoTask) -> Encoder:
     """Builds what runs a model for all lanes of an actor, as the run was resolved to.
 
     Raises:
         FingerprintError: this node runs another precision.
     """
-    choice = task.resolved.engine
+    choice, actors = task.resolved.engine, task.config.group(ActorSettings)
     if choice.device == "cpu" and not task.is_split:
-        engine = build_chosen_engine(model, preprocessing, choice, num_streams=task.num_lanes)
+        engine = build_chosen_engine(
+            model, preprocessing, choice, num_streams=task.num_lanes, actors=actors
+        )
         return OwnEncoder(engine)
     num_runners = (
-        _BATCHES_ON_GPU
-        if choice.device == "cuda"
-        else max(1, int(task.config.group(ActorSettings).cpus_per_actor or 1))
+        _BATCHES_ON_GPU if choice.device == "cuda" else max(1, int(actors.cpus_per_actor or 1))
     )
-    engine = build_chosen_engine(model, preprocessing, choice, num_streams=num_runners)
+    engine = build_chosen_engine(
+        model, preprocessing, choice, num_streams=num_runners, actors=actors
+    )
     return SharedEncoder(engine, num_runners=num_runners)

@@ -1,14 +1,16 @@
 """Encoded images to uint8 frames and the rows that describe them."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from effnet_batch.errors import RecordError
+from effnet_batch.media.card_image import CardDecoder
 from effnet_batch.media.image import DecodedImage
+from effnet_batch.models.engine_base import AnyFrames
 from effnet_batch.stages.read import Item
 from effnet_batch.stages.records import Stamp, record_columns
 
@@ -27,9 +29,12 @@ class DecodedBatch:
 
     rows: pa.Table
     """Every column of the output but the model's."""
-    frames: np.ndarray
+    frames: AnyFrames
     """uint8 [N, S, S, 3] RGB, one per row whose status is ok, in the rows' order."""
 
+
+Outcome = tuple[int, int] | RecordError
+"""Upright width and height of an image in pixels, or why there is no frame of it."""
 
 _SCHEMA = pa.schema(
     [
@@ -66,19 +71,46 @@ def decode_batch(
         stamp: goes into every row.
         image_size: side S of the frames in pixels.
     """
-    rows: list[dict[str, Any]] = []
     frames = np.empty((len(items), image_size, image_size, 3), np.uint8)
     num_frames = 0
+    outcomes: list[Outcome] = []
     for item in items:
-        error, width, height = item.error, None, None
-        if item.data is not None:
-            try:
-                decoded = decode(item.data)
-                frames[num_frames] = decoded.frame
-                num_frames += 1
-                width, height = decoded.width, decoded.height
-            except RecordError as caught:
-                error = caught
+        if item.data is None:
+            continue
+        try:
+            decoded = decode(item.data)
+        except RecordError as error:
+            outcomes.append(error)
+        else:
+            frames[num_frames] = decoded.frame
+            num_frames += 1
+            outcomes.append((decoded.width, decoded.height))
+    return DecodedBatch(_rows(items, outcomes, stamp), frames[:num_frames])
+
+
+def decode_on_card(
+    items: Sequence[Item], decoder: CardDecoder, stamp: Stamp, beat: Callable[[], None]
+) -> DecodedBatch:
+    """Decodes a few images together on a card, where their frames stay.
+
+    Args:
+        items: what `read_items` yields.
+        decoder: its RecordErrors become rows.
+        stamp: goes into every row.
+        beat: is called whenever another image was decoded.
+    """
+    decoded = decoder.decode([item.data for item in items if item.data is not None], beat)
+    return DecodedBatch(_rows(items, decoded.outcomes, stamp), decoded.frames)
+
+
+def _rows(items: Sequence[Item], outcomes: Iterable[Outcome], stamp: Stamp) -> pa.Table:
+    """Returns a row per item; there is an outcome for every one that has data."""
+    rows: list[dict[str, Any]] = []
+    following = iter(outcomes)
+    for item in items:
+        outcome: Outcome | None = item.error if item.data is None else next(following)
+        width, height = outcome if isinstance(outcome, tuple) else (None, None)
+        error = outcome if isinstance(outcome, RecordError) else None
         row = record_columns(item, error, stamp)
         rows.append({**row, "width": width, "height": height})
-    return DecodedBatch(pa.Table.from_pylist(rows, _SCHEMA), frames[:num_frames])
+    return pa.Table.from_pylist(rows, _SCHEMA)

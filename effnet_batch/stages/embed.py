@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from effnet_batch.models.engine import Engine, EngineOutput
+from effnet_batch.models.engine_base import AnyFrames
 from effnet_batch.schema import STATUS_OK, embeddings_schema
 from effnet_batch.stages.decode import DecodedBatch
 from effnet_batch.stages.lanes import StageClock, run_lanes
@@ -43,7 +44,7 @@ def embed_batch(batch: DecodedBatch, engine: Engine, columns: EmbeddingColumns) 
         not ok.
     """
     is_ok = np.asarray(pc.equal(batch.rows["status"], STATUS_OK))
-    outputs = _run(batch.frames, engine)
+    outputs = run_batches(batch.frames, engine)
     schema = columns.schema
     made: dict[str, pa.Array] = {
         "embedding": _vectors(outputs.embeddings, is_ok, schema.field("embedding").type)
@@ -64,14 +65,15 @@ def embed_batch(batch: DecodedBatch, engine: Engine, columns: EmbeddingColumns) 
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def _run(frames: np.ndarray, engine: Engine) -> EngineOutput:
+def run_batches(frames: AnyFrames, engine: Engine) -> EngineOutput:
     """Runs any number of frames, a batch at a time."""
     if len(frames) <= engine.batch_size:
         return engine.run(frames)
-    runs = [
-        engine.run(frames[start : start + engine.batch_size])
+    submitted = [
+        engine.submit(frames[start : start + engine.batch_size])
         for start in range(0, len(frames), engine.batch_size)
     ]
+    runs = [each.collect() for each in submitted]
     logits = [run.logits for run in runs if run.logits is not None]
     return EngineOutput(
         np.concatenate([run.embeddings for run in runs]),

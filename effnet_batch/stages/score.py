@@ -40,7 +40,7 @@ class Member:
     view: View
     """What it is shown."""
     model: SequenceClassifier
-    """Judges clips of embeddings; on the CPU."""
+    """Judges clips of embeddings; its head is where the engine is."""
     encoder: Encoder | None
     """Runs the model's encoder; None where embeddings are stored."""
     frames: str = ""
