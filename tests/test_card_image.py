@@ -1,5 +1,6 @@
 """JPEGs to frames as a card makes them: here on the CPU, by the same code from the pixels on."""
 
+import functools
 import io
 import sys
 from collections.abc import Callable
@@ -7,15 +8,24 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from cpu_card import CPUCard
 from photographs import PHOTOGRAPHS, encode, photograph
 from PIL import Image
+from read_sources import source
 
 from effnet_batch.config import EmbedConfig
-from effnet_batch.errors import ConfigError, RecordError
+from effnet_batch.errors import ConfigError, FetchError, RecordError
 from effnet_batch.media.card_image import CardDecoder, load_nvjpeg, orient
 from effnet_batch.media.image import ImageLimits, decode_image
 from effnet_batch.media.preprocess import Preprocessing
+from effnet_batch.models.architectures import build_model
+from effnet_batch.models.engine_cuda import CUDAEngine
 from effnet_batch.pipelines.resolve import resolve
+from effnet_batch.schema import KIND_TAR
+from effnet_batch.stages.decode import decode_batch, decode_on_card
+from effnet_batch.stages.embed import EmbeddingColumns, embed_batch
+from effnet_batch.stages.read import Item
+from effnet_batch.stages.records import Stamp
 
 LIMITS = ImageLimits()
 
@@ -139,6 +149,29 @@ def test_a_full_card_decodes_fewer_at_once() -> None:
         return decode_in_full(files)
 
     assert len(decoder(recipe(), decode).decode(images).frames) == 4
+
+
+def test_a_batch_decoded_on_the_card_has_the_rows_of_one_decoded_on_the_cpu() -> None:
+    preprocessing = recipe(image_size=64, resize_size=64)
+    shard = source("file:///photographs.tar", KIND_TAR)
+    contents = [encode(photograph("coffee")), b"no image", encode(photograph("rocket"), "PNG")]
+    items = [Item(shard, member=str(n), data=data) for n, data in enumerate(contents)]
+    items.insert(1, Item(shard, member="gone", error=FetchError("gone", error_type="Gone")))
+    stamp = Stamp("run", "fingerprint")
+    on_card = decode_on_card(items, decoder(preprocessing, decode_in_full), stamp, lambda: None)
+    decode = functools.partial(decode_image, preprocessing=preprocessing, limits=LIMITS)
+    on_cpu = decode_batch(items, decode, stamp, 64)
+    assert on_card.rows.equals(on_cpu.rows)
+    assert on_card.rows["status"].to_pylist() == ["ok", "fetch_error", "unsupported", "ok"]
+    # Frames that lie on the card are run from there.
+    torch.manual_seed(0)
+    model = build_model("efficientnet_b0").eval()
+    engine = CUDAEngine(model, preprocessing, precision="fp32", batch_size=1, card=CPUCard())
+    rows = embed_batch(on_card, engine, EmbeddingColumns()).to_pylist()
+    for row, index in ((rows[0], 0), (rows[3], 1)):
+        alone = engine.run(on_card.frames[index : index + 1].numpy()).embeddings[0]
+        np.testing.assert_array_equal(row["embedding"], alone)
+    assert [row["embedding"] is None for row in rows] == [False, True, True, False]
 
 
 def test_no_images_give_no_frames() -> None:
