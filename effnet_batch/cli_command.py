@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from effnet_batch.cli_console import Console
-from effnet_batch.cli_noise import quiet_stderr
+from effnet_batch.cli_noise import quiet_streams
 
 EXIT_COMPLETE = 0
 EXIT_FAILED = 1
@@ -36,7 +36,7 @@ def command(function: Callable[..., int | None]) -> Callable[..., None]:
             # A name that the terminal's encoding cannot say must not cost the whole table.
             sys.stdout.reconfigure(errors="backslashreplace")
         is_json = click.get_current_context().find_root().params.get("log_format") == "json"
-        with quiet_stderr() as stream, Console(stream=stream, is_json=is_json) as console:
+        with quiet_streams() as stream, Console(stream=stream, is_json=is_json) as console:
             try:
                 code = function(*args, console=console, **kwargs)
             except KeyboardInterrupt:
