@@ -25,7 +25,7 @@ from video_files import encode
 
 import effnet_batch
 from effnet_batch.cli import main
-from effnet_batch.errors import ConfigError, FingerprintError, InputError
+from effnet_batch.errors import ConfigError, FingerprintError, InputError, JobError
 from effnet_batch.models.checkpoints import load_checkpoint
 from effnet_batch.pipelines.finetune import Finetuned, finetune
 from effnet_batch.pipelines.score import score
@@ -282,6 +282,14 @@ def test_a_head_is_trained_on_stored_frames(
     )
     assert len(judged) == 4
     assert epochs[found.best_epoch - 1]["val_log_loss"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_loss_that_is_no_number_is_not_tried_again(stored: Path, tmp_path: Path) -> None:
+    settings = {**HEAD, "learning_rate": 3e37, "warmup_epochs": 0.0, "clips_per_step": 2}
+    with pytest.raises(JobError, match=r"the loss became nan .* lower --learning-rate") as caught:
+        run(stored, tmp_path / "head", **settings)
+    # It would come from Ray Train's own error, had that lost all its tries.
+    assert caught.value.__cause__ is None
 
 
 @pytest.mark.parametrize(

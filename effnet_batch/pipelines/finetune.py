@@ -156,6 +156,7 @@ class MessageBoard:
 
     def __init__(self) -> None:
         self._texts: list[str] = []
+        self._reason: str | None = None
 
     def tell(self, text: str) -> None:
         """Takes a message."""
@@ -165,6 +166,14 @@ class MessageBoard:
         """Returns what was not taken yet."""
         texts, self._texts = self._texts, []
         return texts
+
+    def give_up(self, reason: str) -> None:
+        """Takes the reason for which training cannot go on."""
+        self._reason = reason
+
+    def reason(self) -> str | None:
+        """Returns the reason for which it was given up, if it was."""
+        return self._reason
 
 
 @contextlib.contextmanager
@@ -236,3 +245,5 @@ def _train(config: FinetuneConfig, task: TrainTask, reporter: Reporter) -> None:
                 f"training failed: {redact(str(cause))}; what was saved stays, and the same "
                 "command goes on"
             ) from error
+        if (reason := ray.get(board.reason.remote())) is not None:
+            raise JobError(reason)

@@ -5,10 +5,12 @@ import json
 import time
 from typing import Any, Final
 
+import ray
 import ray.train
 import torch
 import torch.distributed as dist
 
+from effnet_batch.errors import JobError, OutageError
 from effnet_batch.storage import Storage, join
 from effnet_batch.training.events import event_file, event_file_name, points_of
 from effnet_batch.training.feed import FeedClock
@@ -34,7 +36,8 @@ class TrainTask:
     folder: str
     """Where states, metrics and the best checkpoint are written."""
     messages: Any
-    """Handle of the actor that shows messages to the user: ``tell(text)``."""
+    """Handle of the actor that shows messages to the user, ``tell(text)``, and knows the ``reason``
+    for which training was given up, ``give_up(reason)``."""
 
 
 @dataclasses.dataclass
@@ -52,8 +55,23 @@ class _History:
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Trains until all epochs are done, from wherever the saved state leaves off."""
+    """Trains until all epochs are done, from wherever the saved state leaves off.
+
+    What would fail again the driver is told; workers that are started once more have nothing to do.
+    """
     task: TrainTask = config["task"]
+    if ray.get(task.messages.reason.remote()) is not None:
+        return
+    try:
+        _train(task)
+    except OutageError:
+        raise  # storage may come back
+    except JobError as error:
+        ray.get(task.messages.give_up.remote(str(error)))
+        raise
+
+
+def _train(task: TrainTask) -> None:
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
     device = "cuda" if torch.cuda.is_available() else "cpu"
