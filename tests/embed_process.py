@@ -30,7 +30,7 @@ FAST_MODEL = (
     "--weights=random",
     "--image-size=96",
     "--engine=torch",
-    "--batch-size=8",
+    "--batch-size=4",
 )
 """A real model that costs the tests little time, and slow enough to be struck at work."""
 
@@ -40,7 +40,7 @@ IN_PASSES = (
 )
 """The command as a program for ``python -c`` whose first argument is how many rows a pass has."""
 
-_PAUSE_SECONDS = 0.02
+_PAUSE_SECONDS = 0.1
 _GONE_SECONDS = 60.0
 
 

@@ -1,24 +1,33 @@
 """Runs of a job that are killed at seeded moments, on the real S3 server.
 
 Every moment must fall where 10-90 % of the records are committed, or the test fails: a kill before
-the work or after it proves nothing.
+the work or after it proves nothing. A `CommitGate` sees to it, however fast or slow the machine is:
+it holds the parts back that would come too early, then lets a few go while the blow falls.
 """
 
 import dataclasses
 import io
 import json
+import math
 import signal
 import tarfile
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
+from commit_gate import CommitGate
 from embed_process import EmbedProcess, read_rows
 from s3_server import S3Server
 
 from effnet_batch.pipelines.verify import verify
+
+_NUM_PARTS_MEANWHILE: Final = 2
+_MEANWHILE_SECONDS: Final = 0.3
+_PATIENCE_SECONDS: Final = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +62,7 @@ class Place:
     """Media that are there twice: as objects of their own, and as members of one tar."""
     num_others: int
     rows_per_part: int
+    """A multiple of the batch size, so that every part has just as many."""
 
     @property
     def num_records(self) -> int:
@@ -116,22 +126,44 @@ class Place:
         return {str(uri)[start:] for uri, count in counts.items() if needs.get(uri) == count}
 
 
-def strike(driver: EmbedProcess, place: Place, moment: Moment) -> set[str]:
+def strike(driver: EmbedProcess, place: Place, gate: CommitGate, moment: Moment) -> set[str]:
     """Kill at a moment; return the keys of the parts that are committed by then."""
     num_parts = round(moment.share * place.num_records / place.rows_per_part)
-    driver.wait_until(lambda: len(place.keys()) >= num_parts)
+    gate.num_allowed = gate.num_passed + max(0, num_parts - len(place.keys()))
+    _wait_until(driver, gate, lambda: len(place.keys()) >= num_parts)
     if moment.is_between_passes:
         num_begun = driver.output.count("actor(s)")
+        gate.num_allowed = math.inf
         driver.wait_until(lambda: driver.output.count("actor(s)") > num_begun)
-    if moment.victim == "machine":
-        driver.kill_all()
-    elif moment.victim == "driver":
-        driver.kill()
-    else:
-        driver.wait_until(lambda: bool(driver.workers(moment.victim)))
+        gate.num_allowed = gate.num_passed
+    is_worker = moment.victim not in ("driver", "machine")
+    if is_worker:
+        _wait_until(driver, gate, lambda: bool(driver.workers(moment.victim)))
+    # Those who wait for the gate go on for a moment, so that the blow falls anywhere in their work.
+    gate.num_allowed += _NUM_PARTS_MEANWHILE
+    time.sleep(_MEANWHILE_SECONDS * (moment.share * 1_000 % 1))
+    if is_worker:
         for worker in driver.workers(moment.victim):
             worker.send_signal(signal.SIGKILL)
+    elif moment.victim == "machine":
+        driver.kill_all()
+    else:
+        driver.kill()
     return set(place.keys())
+
+
+def _wait_until(driver: EmbedProcess, gate: CommitGate, condition: Callable[[], bool]) -> None:
+    """Waits, and lets a part more pass now and then: a held part may be what it waits for."""
+    patience = time.monotonic() + _PATIENCE_SECONDS
+
+    def is_met() -> bool:
+        nonlocal patience
+        if time.monotonic() > patience:
+            gate.num_allowed += 1
+            patience = time.monotonic() + _PATIENCE_SECONDS
+        return condition()
+
+    driver.wait_until(is_met)
 
 
 def run_and_strike(
@@ -147,12 +179,23 @@ def run_and_strike(
     snapshots: list[set[str]] = []
     for moments in runs:
         finished, mark = place.finished(), place.server.access_log.mark()
-        with EmbedProcess(
-            place.server, tmp_path, *command, *settings, *flags, rows_per_pass=rows_per_pass
-        ) as driver:
-            snapshots += [strike(driver, place, moment) for moment in moments]
+        with (
+            CommitGate(place.server) as gate,
+            EmbedProcess(
+                place.server,
+                tmp_path,
+                *command,
+                *settings,
+                *flags,
+                rows_per_pass=rows_per_pass,
+                AWS_ENDPOINT_URL=gate.endpoint_url,
+            ) as driver,
+        ):
+            snapshots += [strike(driver, place, gate, moment) for moment in moments]
+            gate.num_allowed = math.inf
             if moments[-1].victim not in ("driver", "machine"):
                 assert driver.wait() == 0, driver.output
+                assert "(raylet)" not in driver.output, driver.output
             driver.wait_until_gone()
         read = place.server.access_log.gets(since=mark, prefix=f"{place.prefix}in/")
         assert not finished & read.keys(), "a finished source was read again"
@@ -162,9 +205,9 @@ def run_and_strike(
 def assert_exactly_once(place: Place, snapshots: list[set[str]]) -> None:
     rows = place.rows()
     part_of = rows["part"].to_pylist()
-    for snapshot in snapshots:
-        share = sum(part in snapshot for part in part_of) / place.num_records
-        assert 0.1 <= share <= 0.9, f"struck at {share:.0%}"
+    sizes = Counter(part_of)
+    shares = [sum(sizes[part] for part in parts) / place.num_records for parts in snapshots]
+    assert all(0.1 <= share <= 0.9 for share in shares), f"struck at {shares}"
 
     # The raw parts, superseded rows and all: nothing was committed twice.
     assert rows.num_rows == place.num_records

@@ -172,13 +172,13 @@ def test_runs_killed_in_and_between_passes_end_as_a_run_of_one_pass(
         [Moment(0.62, "FusedWorker"), Moment(0.68, "machine")],
         [Moment(0.8, "FusedWorker")],
     ]
-    snapshots = run_and_strike(tmp_path, place, runs, rows_per_pass=140)
+    snapshots = run_and_strike(tmp_path, place, runs, rows_per_pass=40)
     assert_exactly_once(place, snapshots)
     assert_vectors_stand_with_their_records(place)
 
     settings = dict(flag.removeprefix("--").split("=") for flag in FAST_MODEL)
     settings = {name.replace("-", "_"): value for name, value in settings.items()}
-    settings |= {"image_size": 96, "batch_size": 8, "rows_per_part": place.rows_per_part}
+    settings |= {"image_size": 96, "batch_size": 4, "rows_per_part": place.rows_per_part}
     other = f"{place.output}-of-one-pass"
     effnet_batch.embed(place.input, other, **settings)
     tables = [

@@ -13,8 +13,8 @@ from s3_server import S3Server
 
 import effnet_batch
 
-NUM_TWINS = 280
-NUM_OTHERS = 280
+NUM_TWINS = 72
+NUM_OTHERS = 72
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def place(s3: S3Server, s3_prefix: str) -> Place:
         extension="jpg",
         num_twins=NUM_TWINS,
         num_others=NUM_OTHERS,
-        rows_per_part=16,
+        rows_per_part=4,
     )
     place.fill(small_jpegs(NUM_TWINS + NUM_OTHERS, seed=3))
     return place
@@ -69,7 +69,7 @@ def test_split_runs_survive_dead_drivers_tasks_and_actors(tmp_path: Path, place:
     first = moments(21, (0.12, 0.17, "decode_unit"), (0.22, 0.27, "Encode"), (0.35, 0.5, "driver"))
     last = moments(22, (0.55, 0.6, "Encode"), (0.7, 0.8, "decode_unit"))
     # Reading slowly, or all is decoded before the first part is written.
-    flags = ("--placement=split", "--max-requests-per-second=80")
+    flags = ("--placement=split", "--max-requests-per-second=12")
     snapshots = run_and_strike(tmp_path, place, [first, last], *flags)
     assert_exactly_once(place, snapshots)
     assert_vectors_stand_with_their_records(place)

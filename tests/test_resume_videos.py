@@ -11,9 +11,9 @@ from video_files import encode, first_frames
 import effnet_batch
 from effnet_batch.models.checkpoints import save_checkpoint
 
-NUM_TWINS = 50
-NUM_OTHERS = 50
-LEAST_FRAMES = 40
+NUM_TWINS = 30
+NUM_OTHERS = 30
+LEAST_FRAMES = 20
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def place(s3: S3Server, s3_prefix: str, tmp_path: Path) -> Place:
         extension="mp4",
         num_twins=NUM_TWINS,
         num_others=NUM_OTHERS,
-        rows_per_part=2,
+        rows_per_part=1,
     )
     # Of different lengths, so that a row tells which video it was made of.
     num_videos = NUM_TWINS + NUM_OTHERS
