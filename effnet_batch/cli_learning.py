@@ -21,16 +21,18 @@ _LABELS = click.option(
 @config_options("finetune")
 @command
 def finetune(input: str, output: str, settings: dict[str, Any], console: Console) -> int:
-    """Train a forgery classifier on labelled videos; OUTPUT/model.safetensors is what score runs.
+    """Train a classifier of videos or images; OUTPUT/model.safetensors is what score or embed runs.
 
     MANIFEST is a list with the columns uri and label (fake, real), best also group (who is seen)
     and split (train, val). Run it again to go on where an earlier run broke off. MANIFEST may also
     be the output of embed --frames or score --embeddings: then the head alone is trained, on stored
-    frames, in seconds.
+    frames, in seconds. Of images, in plain files or shards, the label is any class; give --weights,
+    and --label-from parent where folders are classes.
 
     \b
     effnet-batch finetune videos.csv detector/ --weights efficientnet_b1 --epochs 10
     effnet-batch finetune embeddings/ head/ --network resnet50_lstm --weights resnet50
+    effnet-batch finetune flowers.csv classifier/ --weights efficientnet_b0 --mixup 0.2
     """
     from effnet_batch.config import FinetuneConfig
     from effnet_batch.pipelines.finetune import finetune as run_finetune
@@ -43,8 +45,8 @@ def finetune(input: str, output: str, settings: dict[str, Any], console: Console
             "sha256": found.sha256,
             "epochs": f"{found.num_epochs}, kept number {found.best_epoch}",
             **{f"validation {name}": f"{value:.4f}" for name, value in found.metrics.items()},
-            "clips trained on": found.num_samples,
-            "videos validated on": found.num_validated,
+            "trained on": found.num_samples,
+            "validated on": found.num_validated,
             **{f"left out: {reason}": count for reason, count in found.left_out.items()},
             "waited for data": f"{found.data_wait_share:.1%} of the last epoch",
         },

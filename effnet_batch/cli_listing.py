@@ -74,7 +74,8 @@ def labels(
     """Write the labels of a known dataset as a CSV list, and say what leaks between its splits.
 
     Knows DFDC, FaceForensics++, Celeb-DF, DeeperForensics-1.0, DeepfakeBench, DeepfakeTIMIT,
-    folders real and fake, and folders named like classes. Exits with 1 when somebody is in two
+    folders real and fake, folders named like classes, Flowers-102 and CIFAR-100 (binary version),
+    whose images it writes beside TARGET as Parquet shards. Exits with 1 when somebody is in two
     splits.
 
     \b

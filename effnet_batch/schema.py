@@ -58,7 +58,9 @@ LEDGER_COLUMNS: Final = (
 """The columns that say what is done."""
 
 
-def embeddings_schema(*, float16: bool = False, top_k: int = 0, logits: bool = False) -> pa.Schema:
+def embeddings_schema(
+    *, float16: bool = False, top_k: int = 0, has_names: bool = False, logits: bool = False
+) -> pa.Schema:
     """Returns the Arrow schema of an embeddings part.
 
     ``embedding`` is a ``list<float>``: a null in a fixed-size list cannot be read back by pyarrow
@@ -67,6 +69,7 @@ def embeddings_schema(*, float16: bool = False, top_k: int = 0, logits: bool = F
     Args:
         float16: store the vectors as float16 instead of float32.
         top_k: number of best classes kept per record; 0 leaves their columns out.
+        has_names: the model knows what its classes are called.
         logits: keep the logits of all classes.
     """
     vector = _vector(float16=float16)
@@ -86,6 +89,8 @@ def embeddings_schema(*, float16: bool = False, top_k: int = 0, logits: bool = F
             pa.field("top_k_classes", pa.list_(pa.int32())),
             pa.field("top_k_scores", pa.list_(pa.float32())),
         ]
+    if top_k and has_names:
+        fields.append(pa.field("top_k_names", pa.list_(pa.string())))
     if logits:
         fields.append(pa.field("logits", vector))
     fields += _record_fields()
@@ -234,6 +239,18 @@ def clips_schema() -> pa.Schema:
     kept = ["uri", "member", "label", "group", "split", "duration_seconds", "fps", "codec"]
     kept += ["width", "height", "size_bytes", "is_partial"]
     return pa.schema([*(videos.field(name) for name in kept), *own, *_record_fields()])
+
+
+def images_schema() -> pa.Schema:
+    """Returns the Arrow schema of a part of prepared training images: one row per image.
+
+    An image that is ok lies, encoded as it came, in the bytes from ``offset`` to ``offset`` plus
+    ``size_bytes`` of a file with others, ``images_uri``.
+    """
+    images = embeddings_schema()
+    kept = ["uri", "member", "label", "group", "split", "width", "height", "size_bytes"]
+    own = [pa.field("images_uri", pa.string()), pa.field("offset", pa.int64())]
+    return pa.schema([*(images.field(name) for name in kept), *own, *_record_fields()])
 
 
 def frames_schema(*, float16: bool = False) -> pa.Schema:

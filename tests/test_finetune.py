@@ -304,6 +304,7 @@ def test_a_loss_that_is_no_number_is_not_tried_again(stored: Path, tmp_path: Pat
         ({"image_size": 64}, FingerprintError, "image_size: the frames were stored with 32"),
         ({"num_frames": 3, "sampling": "uniform"}, FingerprintError, "sampling: the frames were"),
         ({"self_blended": 0.5}, ConfigError, "needs the videos"),
+        ({"resolutions": ("0:16",)}, ConfigError, "--resolutions needs the videos"),
         ({"limit": 3}, ConfigError, "--limit says nothing of stored frames"),
     ],
 )
@@ -322,7 +323,8 @@ def test_frames_that_a_head_cannot_be_trained_on(
     ("labels", "settings", "error", "message"),
     [
         ("uri,label\n00.mp4,real\n02.mp4,real\n", {}, InputError, "has no fake videos"),
-        ("uri\n00.mp4\n01.mp4\n", {}, InputError, '"no label": 2'),
+        ("uri\n00.mp4\n01.mp4\n", {}, InputError, '"no label": 2}; labels come from'),
+        ("uri,label\n0gone.mp4,real\n", {}, InputError, '"fetch_error": 1'),
         ("uri,label\n00.mp4,cat\n", {}, InputError, "label 'cat'"),
         ("uri,label\n00.mp4,real\n", {"weights": None}, ConfigError, "nothing to start from"),
         (

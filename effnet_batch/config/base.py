@@ -30,12 +30,19 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def settings_of(group: type[Any], medium: str) -> dict[str, str]:
+    """Returns the medium by the name of every setting of a group, for `JobConfig.OF_ONE_MEDIUM`."""
+    return {field.name: medium for field in dataclasses.fields(group)}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JobConfig:
     """A job's whole configuration: fields are groups of settings. Subclasses name the groups."""
 
     NUMBER_GROUPS: ClassVar[tuple[str, ...]] = ()
     """Groups that the output's numbers depend on."""
+    OF_ONE_MEDIUM: ClassVar[dict[str, str]] = {}
+    """Settings that say nothing of the other medium than this one."""
 
     @classmethod
     def settings(cls) -> dict[str, tuple[str, dataclasses.Field[Any]]]:
@@ -84,6 +91,24 @@ class JobConfig:
             if isinstance(value, kind):
                 return value
         raise KeyError(kind.__name__)
+
+    def check_medium(self, medium: str) -> None:
+        """Refuses settings that say nothing of what is read.
+
+        Raises:
+            ConfigError: one is not its default; names them.
+        """
+        values: dict[str, Any] = self.to_flat()
+        idle = [
+            name
+            for name, (_, field) in self.settings().items()
+            if self.OF_ONE_MEDIUM.get(name, medium) != medium and values[name] != field.default
+        ]
+        if idle:
+            raise ConfigError(
+                f"{', '.join(idle)} say nothing of {medium}s, which are read here; leave them out, "
+                "or say with --medium that the input holds something else"
+            )
 
     def to_flat(self) -> dict[str, Any]:
         """Returns flat names and plain values; `from_flat` takes them back."""

@@ -1,9 +1,9 @@
 """Settings of the embedding job, and of a listing on its own."""
 
 import dataclasses
-from typing import Any
+from typing import ClassVar
 
-from effnet_batch.config.base import JobConfig, setting
+from effnet_batch.config.base import JobConfig, setting, settings_of
 from effnet_batch.config.groups import (
     ClusterSettings,
     DriftSettings,
@@ -13,21 +13,9 @@ from effnet_batch.config.groups import (
     StorageSettings,
 )
 from effnet_batch.config.video import FaceDetectionSettings, SamplingSettings, VideoLimitSettings
-from effnet_batch.errors import ConfigError
 from effnet_batch.vocabulary import KIND_IMAGE, KIND_VIDEO
 
 _MIB = 1 << 20
-_VIDEO_GROUPS = (SamplingSettings, FaceDetectionSettings)
-_OF_ONE_MEDIUM = {
-    **{field.name: KIND_VIDEO for group in _VIDEO_GROUPS for field in dataclasses.fields(group)},
-    "frames": KIND_VIDEO,
-    "max_video_bytes": KIND_VIDEO,
-    "gpu_decode": KIND_IMAGE,
-    "max_image_bytes": KIND_IMAGE,
-    "top_k": KIND_IMAGE,
-    "logits": KIND_IMAGE,
-}
-"""Settings that say nothing of the other medium."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,6 +110,16 @@ class EmbedConfig(JobConfig):
     """Configuration of the embedding job."""
 
     NUMBER_GROUPS = ("model", "decoding", "engine", "output", "sampling", "faces")
+    OF_ONE_MEDIUM: ClassVar = {
+        **settings_of(SamplingSettings, KIND_VIDEO),
+        **settings_of(FaceDetectionSettings, KIND_VIDEO),
+        "frames": KIND_VIDEO,
+        "max_video_bytes": KIND_VIDEO,
+        "gpu_decode": KIND_IMAGE,
+        "max_image_bytes": KIND_IMAGE,
+        "top_k": KIND_IMAGE,
+        "logits": KIND_IMAGE,
+    }
 
     model: ModelSettings = dataclasses.field(default_factory=ModelSettings)
     decoding: DecodingSettings = dataclasses.field(default_factory=DecodingSettings)
@@ -135,24 +133,6 @@ class EmbedConfig(JobConfig):
     storage: StorageSettings = dataclasses.field(default_factory=StorageSettings)
     output: OutputSettings = dataclasses.field(default_factory=OutputSettings)
     cluster: ClusterSettings = dataclasses.field(default_factory=ClusterSettings)
-
-    def check_medium(self, medium: str) -> None:
-        """Refuses settings that say nothing of what is embedded.
-
-        Raises:
-            ConfigError: one is not its default; names them.
-        """
-        values: dict[str, Any] = self.to_flat()
-        idle = [
-            name
-            for name, (_, field) in self.settings().items()
-            if _OF_ONE_MEDIUM.get(name, medium) != medium and values[name] != field.default
-        ]
-        if idle:
-            raise ConfigError(
-                f"{', '.join(idle)} say nothing of {medium}s, which are embedded here; leave them "
-                "out, or say with --medium that the input holds something else"
-            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

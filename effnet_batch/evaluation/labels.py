@@ -64,7 +64,11 @@ class LabelFile:
         return self.rows.get((uri, None)) if row is None else row
 
 
-def read_label_file(text: str, storage: Storage) -> LabelFile:
+def read_label_file(
+    text: str,
+    storage: Storage,
+    parse_label: Callable[[str | None], object] = parse_label,
+) -> LabelFile:
     """Reads a manifest or any CSV, TSV, JSON lines or Parquet file with a URI column.
 
     The URI stands in a column ``uri``, ``url``, ``path`` or ``file``; relative ones are relative to
@@ -73,10 +77,11 @@ def read_label_file(text: str, storage: Storage) -> LabelFile:
     Args:
         text: the file's URI.
         storage: how it is reached.
+        parse_label: a text to what it means; raises ValueError where it means nothing.
 
     Raises:
-        InputError: no such file, or it is not what its name says, has no URI column, names a video
-            twice with different labels, or has a label that means neither class.
+        InputError: no such file, or it is not what its name says, has no URI column, names a record
+            twice with different labels, or has a label that means nothing.
     """
     uri = canonical_uri(text)
     extension = "." + uri.lower().rpartition(".")[2]
@@ -107,11 +112,11 @@ def read_label_file(text: str, storage: Storage) -> LabelFile:
             raise InputError(f"{uri}: row {row + 1} has no {name}")
         try:
             key = (canonical_uri(path, base=folder), member)
-            label = parse_label(label)
+            meaning = parse_label(label)
         except (ConfigError, ValueError) as error:
             raise InputError(f"{uri}: row {row + 1}: {redact(str(error))}") from None
         first = rows.setdefault(key, row)
-        if parse_label(labels[first]) != label:
+        if parse_label(labels[first]) != meaning:
             raise InputError(
                 f"{uri}: rows {first + 1} and {row + 1} label {redact(path)} differently: "
                 f"{labels[first]} and {labels[row]}"

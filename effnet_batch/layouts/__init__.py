@@ -33,12 +33,18 @@ from effnet_batch.layouts.forgery import (
     read_real_fake,
     read_timit,
 )
-from effnet_batch.layouts.tree import Labelled, Tree
+from effnet_batch.layouts.images import (
+    is_cifar100,
+    is_flowers102,
+    read_cifar100,
+    read_flowers102,
+)
+from effnet_batch.layouts.tree import Labelled, Packed, Tree
 from effnet_batch.storage import Storage
 
 AUTO: Final = "auto"
 
-_Reader = Callable[[Tree, list[str]], Iterator[Labelled]]
+_Reader = Callable[[Tree, list[str]], Iterator[Labelled | Packed]]
 
 _LAYOUTS: Final[dict[str, tuple[Callable[[Tree], bool], _Reader]]] = {
     # In the order of trial: the more a layout asks for, the earlier.
@@ -51,6 +57,8 @@ _LAYOUTS: Final[dict[str, tuple[Callable[[Tree], bool], _Reader]]] = {
     "deepfakebench": (is_deepfakebench, read_deepfakebench),
     "deepfake_timit": (is_timit, read_timit),
     "real_fake": (is_real_fake, read_real_fake),
+    "cifar100": (is_cifar100, read_cifar100),
+    "flowers102": (is_flowers102, read_flowers102),
     "image_folder": (is_image_folder, read_image_folder),
 }
 LAYOUTS: Final = tuple(_LAYOUTS)
@@ -65,6 +73,8 @@ class Dataset:
     """One of `LAYOUTS`."""
     items: list[Labelled]
     """In the order of the listing or of the dataset's own lists."""
+    packed: list[Packed]
+    """What lies inside files of the dataset's own format."""
     notes: tuple[str, ...]
     """What a person should know: what is missing, what was left out."""
 
@@ -85,18 +95,23 @@ def read_layout(root: str, storage: Storage, layout: str = AUTO) -> Dataset:
         raise InputError(f"layout {layout!r}: allowed are {AUTO}, {', '.join(LAYOUTS)}")
     tree = Tree.scan(root, storage)
     if layout == AUTO:
-        found = next((name for name, (fits, _) in _LAYOUTS.items() if fits(tree)), None)
-        if found is None:
+        layout = next((name for name, (fits, _) in _LAYOUTS.items() if fits(tree)), AUTO)
+        if layout == AUTO:
             shown = ", ".join(sorted({name.split("/")[0] for name in tree.files})[:10])
             raise InputError(
                 f"{tree.root} is none of the layouts {', '.join(LAYOUTS)}; it holds {shown or '-'}"
             )
-        layout = found
     notes: list[str] = []
-    items = list(_LAYOUTS[layout][1](tree, notes))
-    if not items:
+    items: list[Labelled] = []
+    packed: list[Packed] = []
+    for found in _LAYOUTS[layout][1](tree, notes):
+        if isinstance(found, Packed):
+            packed.append(found)
+        else:
+            items.append(found)
+    if not (items or packed):
         raise InputError(
             f"{tree.root} has no labelled files of the layout {layout}"
             + "".join(f"; {note}" for note in notes)
         )
-    return Dataset(layout=layout, items=items, notes=tuple(notes))
+    return Dataset(layout=layout, items=items, packed=packed, notes=tuple(notes))

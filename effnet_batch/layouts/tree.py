@@ -5,6 +5,8 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
+import pyarrow as pa
+
 from effnet_batch.errors import InputError, RecordError
 from effnet_batch.storage import ObjectInfo, Storage, canonical_uri, join
 
@@ -31,6 +33,16 @@ class Labelled:
     """How a fake was made."""
     compression: str | None = None
     """``raw``, ``c23``, ``c40``."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Packed:
+    """Labelled images that a dataset keeps inside a file of its own."""
+
+    split: str
+    """One of `SPLITS`."""
+    images: pa.Table
+    """A Parquet shard's columns: ``image`` (an encoded image) and ``label``."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -115,7 +115,16 @@ class DecodedImage:
     """Of the source after EXIF orientation, in pixels."""
 
 
-def decode_image(data: bytes, preprocessing: Preprocessing, limits: ImageLimits) -> DecodedImage:
+Region = Callable[[int, int], tuple[float, float, float, float]]
+"""From an upright image's width and height to left, top, right, bottom of a part of it."""
+
+
+def decode_image(
+    data: bytes,
+    preprocessing: Preprocessing,
+    limits: ImageLimits,
+    region: Region | None = None,
+) -> DecodedImage:
     """Decodes, orients, resizes and crops one encoded image.
 
     Resizing and cropping are one resampling of the cropped region, so the cost and the memory of
@@ -127,6 +136,8 @@ def decode_image(data: bytes, preprocessing: Preprocessing, limits: ImageLimits)
         data: the whole encoded file.
         preprocessing: geometry and kernel; its mean and std are applied by the engine.
         limits: bounds on bytes and pixels.
+        region: what is resized to the whole frame, instead of the recipe's resize and crop; the
+            same for the same size, as it is asked more than once.
 
     Raises:
         DecodeError: empty, cut short, damaged.
@@ -147,7 +158,7 @@ def decode_image(data: bytes, preprocessing: Preprocessing, limits: ImageLimits)
             f"supported are {', '.join(FORMATS)}"
         )
     try:
-        return _decode(data, detected, preprocessing, limits)
+        return _decode(data, detected, preprocessing, limits, region)
     except RecordError:
         raise
     except MemoryError:
@@ -162,8 +173,20 @@ def decode_image(data: bytes, preprocessing: Preprocessing, limits: ImageLimits)
 
 
 def _decode(
-    data: bytes, image_format: str, preprocessing: Preprocessing, limits: ImageLimits
+    data: bytes,
+    image_format: str,
+    preprocessing: Preprocessing,
+    limits: ImageLimits,
+    region: Region | None,
 ) -> DecodedImage:
+    def resized_size(width: int, height: int) -> tuple[float, float]:
+        """Returns what the whole image would be resized to."""
+        if region is None:
+            return preprocessing.resized_size(width, height)
+        left, top, right, bottom = region(width, height)
+        size = preprocessing.image_size
+        return size * width / (right - left), size * height / (bottom - top)
+
     with _OPENERS[image_format](io.BytesIO(data)) as image:
         stored_width, stored_height = image.size
         check_size(stored_width, stored_height, limits)
@@ -171,7 +194,7 @@ def _decode(
         content: tuple[float, float] = (stored_width, stored_height)
         if isinstance(image, JpegImagePlugin.JpegImageFile):
             orientation = orientation_of(image)
-            content = _draft(image, orientation, preprocessing)
+            content = _draft(image, orientation, preprocessing.interpolation, resized_size)
         image.load()
         if image_format == "PNG":
             scale_transparent_grey(image, bit_depth=data[24])
@@ -187,8 +210,21 @@ def _decode(
     # A scaled decode pads the stored right and bottom edges to whole pixels.
     left = shown.width - content_width if orientation in _FAR_EDGE_LEFT else 0.0
     top = shown.height - content_height if orientation in _FAR_EDGE_TOP else 0.0
-    box = (left, top, left + content_width, top + content_height)
-    resized = _resize_and_crop(shown, box, preprocessing.resized_size(width, height), preprocessing)
+    if region is None:
+        box = (left, top, left + content_width, top + content_height)
+        whole = preprocessing.resized_size(width, height)
+        resized = _resize_and_crop(shown, box, whole, preprocessing)
+    else:
+        scale_x, scale_y = content_width / width, content_height / height
+        part = region(width, height)
+        size = (preprocessing.image_size, preprocessing.image_size)
+        box = (
+            left + part[0] * scale_x,
+            top + part[1] * scale_y,
+            min(left + part[2] * scale_x, shown.width),
+            min(top + part[3] * scale_y, shown.height),
+        )
+        resized = _resample(shown, size, box, _RESAMPLING[preprocessing.interpolation])
     return DecodedImage(frame=np.array(resized.convert("RGB")), width=width, height=height)
 
 
@@ -215,7 +251,10 @@ def orientation_of(image: ImageFile.ImageFile) -> int:
 
 
 def _draft(
-    image: JpegImagePlugin.JpegImageFile, orientation: int, preprocessing: Preprocessing
+    image: JpegImagePlugin.JpegImageFile,
+    orientation: int,
+    interpolation: str,
+    resized_size: Callable[[int, int], tuple[float, float]],
 ) -> tuple[float, float]:
     """Asks libjpeg for the smallest scaled decode that is at least twice the resized size.
 
@@ -227,14 +266,14 @@ def _draft(
         Width and height of the stored image in pixels of the scaled decode; they are fractional
         where the scale does not divide the size and the decoder pads the last row or column.
     """
-    if preprocessing.interpolation == "nearest":
+    if interpolation == "nearest":
         return image.size
     width, height = image.size
     if orientation in _SWAPS_SIDES:
-        target_height, target_width = preprocessing.resized_size(height, width)
+        target_height, target_width = resized_size(height, width)
     else:
-        target_width, target_height = preprocessing.resized_size(width, height)
-    drafted = image.draft("RGB", (2 * target_width, 2 * target_height))
+        target_width, target_height = resized_size(width, height)
+    drafted = image.draft("RGB", (math.ceil(2 * target_width), math.ceil(2 * target_height)))
     if drafted is None:
         return image.size
     _, (_, _, content_width, content_height) = drafted

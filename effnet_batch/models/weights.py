@@ -1,7 +1,7 @@
 """Loads weights into a network, with everything their numbers depend on.
 
-A recipe comes from the registry (by name, hub repository or the file's hash), from timm's
-configuration beside the file, or from the caller. It is never guessed.
+A recipe comes from the registry (by name, hub repository or the file's hash), from the file itself
+where we trained it, from timm's configuration beside it, or from the caller. It is never guessed.
 """
 
 import difflib
@@ -15,6 +15,7 @@ from effnet_batch.errors import ConfigError, WeightsError
 from effnet_batch.models.architectures import ARCHITECTURES, build_model, canonical_name
 from effnet_batch.models.backbone import Backbone, WeightsInfo
 from effnet_batch.models.checkpoint import read_state_dict
+from effnet_batch.models.classifier_file import ClassifierInfo, read_classifier_info
 from effnet_batch.models.fitting import fit
 from effnet_batch.models.recipe import PADDINGS, Overrides, Recipe, resized_side
 from effnet_batch.models.registry import DEFAULTS, REGISTRY, PublishedWeights, find_by_sha256
@@ -137,7 +138,8 @@ def _load_file(
             "the download is damaged or the file was replaced"
         )
     state = fit(read_state_dict(file.path, file.source), name, file.source)
-    recipe = _recipe(name, file, entry, overrides)
+    own = read_classifier_info(file.path, file.source)
+    recipe = _recipe(name, file, entry, own, overrides)
     # Without memory of its own: the loaded tensors become the parameters.
     with torch.device("meta"):
         model = build_model(
@@ -149,6 +151,8 @@ def _load_file(
         )
     model.load_state_dict(state, strict=True, assign=True)
     class_names = class_names_from_config(file.config) if file.config else None
+    if own is not None:
+        class_names = own.class_names
     model.weights_info = _info(
         name,
         recipe,
@@ -157,17 +161,23 @@ def _load_file(
         source=file.source,
         sha256=file.sha256,
         class_names=class_names if class_names and len(class_names) == model.num_classes else None,
-        licence=entry.licence if entry else None,
+        licence=entry.licence if entry else own.licence if own else None,
     )
     return model.eval()
 
 
 def _recipe(
-    name: str, file: WeightsFile, entry: PublishedWeights | None, overrides: Overrides
+    name: str,
+    file: WeightsFile,
+    entry: PublishedWeights | None,
+    own: ClassifierInfo | None,
+    overrides: Overrides,
 ) -> Recipe:
     """Returns the weights' recipe with the caller's values in it."""
     stated = recipe_from_config(file.config) if file.config else None
-    if entry:
+    if own:
+        architecture, known = own.architecture, own.recipe
+    elif entry:
         architecture, known = entry.architecture, entry.recipe
     elif stated:
         architecture, known = stated

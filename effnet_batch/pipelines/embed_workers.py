@@ -67,7 +67,9 @@ class EmbedTask(Task):
     def columns(self) -> EmbeddingColumns:
         """What the model's columns are."""
         output = self.config.output
-        return EmbeddingColumns(output.top_k, output.logits, output.dtype)
+        return EmbeddingColumns(
+            output.top_k, output.logits, output.dtype, self.resolved.class_names
+        )
 
 
 class FusedWorker:

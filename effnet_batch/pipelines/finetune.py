@@ -1,4 +1,4 @@
-"""Fine-tuning: labelled videos to a checkpoint that `score` runs as it is."""
+"""Fine-tuning: labelled videos or images to a checkpoint that inference runs as it is."""
 
 import contextlib
 import dataclasses
@@ -16,16 +16,24 @@ from effnet_batch.config import ActorSettings, FinetuneConfig
 from effnet_batch.errors import ConfigError, JobError
 from effnet_batch.lock import OutputLock
 from effnet_batch.pipelines.failures import cause_of
+from effnet_batch.pipelines.finetune_images import export_classifier, image_objective
 from effnet_batch.pipelines.finetune_videos import export_detector, video_objective
+from effnet_batch.pipelines.material import prepared_material
+from effnet_batch.pipelines.prepare import prepare
+from effnet_batch.pipelines.prepare_images import ResolvedImages
 from effnet_batch.pipelines.progress import Reporter, Silent
 from effnet_batch.pipelines.run import new_run_id, storage_options
 from effnet_batch.pipelines.session import cluster_cpus_and_gpus, kept_sigint, ray_session
+from effnet_batch.pipelines.stored_material import is_output, stored_material
 from effnet_batch.storage import Storage, canonical_uri, join, redact
 from effnet_batch.training.objective import Objective
+from effnet_batch.training.plan import side_at
 from effnet_batch.training.tracking import check_tracker, tracked
+from effnet_batch.training.videos import VideoObjective
 from effnet_batch.training.worker import BEST_FILE, METRICS_FILE, TrainTask, train_worker
 
 MODEL_FILE: Final = "model.safetensors"
+PREPARED_FOLDER: Final = "prepared"
 TRAINING_FOLDER: Final = "training"
 _POLL_SECONDS: Final = 0.5
 _WORKER_CPUS: Final = 0.25
@@ -38,18 +46,19 @@ class Finetuned:
     """What `finetune` made."""
 
     checkpoint: str
-    """Canonical URI of the checkpoint; `score` and `evaluate` take it as it is."""
+    """Canonical URI of the checkpoint: of `score`, or weights of `embed` and `load_model`."""
     sha256: str
     num_epochs: int
     """Epochs that were trained."""
     best_epoch: int
     """The one that was kept."""
     metrics: dict[str, float]
-    """Of that epoch's validation; of videos ``auc``, ``log_loss`` and ``accuracy``."""
+    """Of that epoch's validation: ``log_loss``, of videos ``auc`` and ``accuracy``, of images
+    ``top1`` and ``top5``."""
     num_samples: int
-    """Clips that were trained on."""
+    """Clips or images that were trained on."""
     num_validated: int
-    """Videos that were validated on."""
+    """Videos or images that were validated on."""
     left_out: dict[str, int]
     """Records that were neither trained nor validated on, by reason."""
     data_wait_share: float
@@ -64,21 +73,22 @@ def finetune(
     reporter: Reporter | None = None,
     **settings: Any,
 ) -> Finetuned:
-    """Trains a classifier on labelled videos and writes it to ``OUTPUT/model.safetensors``.
+    """Trains a classifier of videos or images and writes it to ``OUTPUT/model.safetensors``.
 
     Running it again goes on where an earlier run broke off.
 
     Args:
         manifest: list, manifest or folder of videos with labels ``fake`` and ``real``; with
-            ``group``, so that nobody is in two splits, and ``split`` (``train``, ``val``). Or an
-            output with frame embeddings, on which the head alone is trained.
+            ``group``, so that nobody is in two splits, and ``split`` (``train``, ``val``). Or the
+            same of images of any classes, also in shards. Or an output with frame embeddings, on
+            which the head alone is trained.
         output: folder; made if missing.
         config: settings; by default those of ``settings``.
         reporter: is told what happens; by default nobody.
         **settings: single settings by name, such as ``network="resnet50_lstm"``.
 
     Raises:
-        ConfigError: wrong settings, no labels, a class or a split without videos.
+        ConfigError: wrong settings, no labels, a class or a split without records.
         JobError: training failed; what was saved stays.
     """
     if config is None:
@@ -94,9 +104,9 @@ def finetune(
         OutputLock(storage, join(root, "_lock.json"), new_run_id()),
         ray_session(config.group(ActorSettings).address),
     ):
-        objective, left_out = video_objective(manifest, root, config, storage, reporter)
+        objective, left_out = _objective(manifest, root, config, storage, reporter)
         for reason, count in sorted(left_out.items()):
-            reporter.warning(f"{count:,} videos are left out: {reason}")
+            reporter.warning(f"{count:,} {objective.NOUN}s are left out: {reason}")
         folder = join(root, TRAINING_FOLDER)
         with tracked(
             config.tracking.track,
@@ -108,8 +118,26 @@ def finetune(
         ):
             _train(config, TrainTask(objective=objective, folder=folder, messages=None), reporter)
         best, target = join(folder, BEST_FILE), join(root, MODEL_FILE)
-        sha256 = export_detector(storage, best, target, objective, config, reporter)
+        if isinstance(objective, VideoObjective):
+            sha256 = export_detector(storage, best, target, objective, config, reporter)
+        else:
+            sha256 = export_classifier(storage, best, target)
         return _finetuned(storage, folder, objective, target, sha256, left_out)
+
+
+def _objective(
+    manifest: str, root: str, config: FinetuneConfig, storage: Storage, reporter: Reporter
+) -> tuple[Objective, dict[str, int]]:
+    """Returns what is trained, prepared in ``OUTPUT/prepared``, and what is left out, by reason."""
+    if is_output(manifest, storage):
+        material = stored_material(manifest, config, storage, reporter)
+        return video_objective(material, config, storage, reporter)
+    prepared = join(root, PREPARED_FOLDER)
+    resolved = prepare(manifest, prepared, config, reporter)
+    if isinstance(resolved, ResolvedImages):
+        return image_objective(prepared, resolved, config, storage, reporter)
+    material = prepared_material(prepared, resolved, config, storage)
+    return video_objective(material, config, storage, reporter)
 
 
 def _finetuned(
@@ -149,6 +177,15 @@ def _check(config: FinetuneConfig) -> None:
             f"--clips-per-step {settings.clips_per_step} must be a multiple of --num-workers "
             f"{cluster.num_workers}, so that every worker has as many"
         )
+    if settings.mixup and settings.clips_per_step % (2 * cluster.num_workers):
+        raise ConfigError(
+            f"--mixup mixes the images of a worker in pairs: --clips-per-step "
+            f"{settings.clips_per_step} must be a multiple of {2 * cluster.num_workers}"
+        )
+    try:
+        side_at(settings.resolutions, 0)
+    except ValueError as error:
+        raise ConfigError(f"--resolutions: {error}") from None
 
 
 class MessageBoard:

@@ -9,32 +9,21 @@ from effnet_batch.evaluation.calibration import fit_calibration
 from effnet_batch.evaluation.metrics import Detections, threshold_at_fpr
 from effnet_batch.models.checkpoint_info import Calibration, CheckpointInfo, Thresholds
 from effnet_batch.models.checkpoints import load_checkpoint, save_checkpoint
-from effnet_batch.pipelines.material import (
-    count_classes,
-    prepared_material,
-    samples_of,
-    split_videos,
-)
+from effnet_batch.pipelines.material import Material, count_classes, samples_of, split_videos
 from effnet_batch.pipelines.progress import Reporter
 from effnet_batch.pipelines.splits import training_fingerprint
-from effnet_batch.pipelines.stored_material import is_output, stored_material
 from effnet_batch.storage import Storage
 from effnet_batch.training.videos import VideoObjective
 
 
 def video_objective(
-    manifest: str, root: str, config: FinetuneConfig, storage: Storage, reporter: Reporter
+    material: Material, config: FinetuneConfig, storage: Storage, reporter: Reporter
 ) -> tuple[VideoObjective, dict[str, int]]:
     """Returns what is trained, and how many videos are left out, by reason.
 
     Raises:
-        ConfigError: wrong settings, no labels, a class or a split without videos.
-        JobError: the videos could not be prepared; what is done stays.
+        InputError: a split lacks a class that it needs.
     """
-    if is_output(manifest, storage):
-        material = stored_material(manifest, config, storage, reporter)
-    else:
-        material = prepared_material(manifest, root, config, storage, reporter)
     train, validation = split_videos(material.videos, config)
     samples = samples_of(train)
     what = "clips" if material.frames is None else "clips of stored frames"

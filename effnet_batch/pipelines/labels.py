@@ -1,11 +1,13 @@
 """A dataset's labels as one list, and what is wrong with them."""
 
+import collections
 import dataclasses
 import io
 from typing import Final
 
 import pyarrow as pa
 import pyarrow.csv
+import pyarrow.parquet as pq
 
 from effnet_batch.errors import ConfigError
 from effnet_batch.layouts import AUTO, read_layout
@@ -13,6 +15,7 @@ from effnet_batch.pipelines.label_check import LabelledFile, LabelReport, check_
 from effnet_batch.storage import Storage, StorageOptions, canonical_uri
 
 _COLUMNS: Final = ("uri", "label", "group", "split", "method", "compression")
+_ROWS_PER_GROUP: Final = 1_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,7 +26,7 @@ class LabelledDataset:
     notes: tuple[str, ...]
     """What is missing, or was left out."""
     report: LabelReport
-    """What is wrong with them."""
+    """Files, or images inside files, by split and label, and what is wrong with them."""
 
 
 def list_labels(
@@ -35,6 +38,9 @@ def list_labels(
     storage: StorageOptions | None = None,
 ) -> LabelledDataset:
     """Writes the labels of a known dataset as CSV, which jobs and `evaluate` take as they are.
+
+    Images that the dataset keeps inside files of its own format are written as Parquet shards
+    beside the list, ``NAME-SPLIT.parquet``, with their labels inside.
 
     Args:
         root: the dataset's folder, local or remote.
@@ -55,6 +61,12 @@ def list_labels(
         {"uri": item.info.uri, **{name: getattr(item, name) for name in _COLUMNS[1:]}}
         for item in dataset.items
     ]
+    for packed in dataset.packed:
+        uri = canonical_uri(f"{target[: -len('.csv')]}-{packed.split}.parquet")
+        shard = io.BytesIO()
+        pq.write_table(packed.images, shard, row_group_size=_ROWS_PER_GROUP, compression="none")
+        room.write(uri, shard.getvalue())
+        rows.append({"uri": uri, "split": packed.split})
     file = io.BytesIO()
     table = pa.Table.from_pylist(rows, pa.schema([(name, pa.string()) for name in _COLUMNS]))
     pyarrow.csv.write_csv(table, file)
@@ -69,8 +81,12 @@ def list_labels(
         )
         for item in dataset.items
     )
+    report = check_labels(files, room, reads_contents=reads_contents)
+    counts = collections.Counter(report.counts)
+    for packed in dataset.packed:
+        counts.update(f"{packed.split}, {label}" for label in packed.images["label"].to_pylist())
     return LabelledDataset(
         layout=dataset.layout,
         notes=dataset.notes,
-        report=check_labels(files, room, reads_contents=reads_contents),
+        report=dataclasses.replace(report, counts=dict(sorted(counts.items()))),
     )

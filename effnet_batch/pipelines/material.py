@@ -1,7 +1,6 @@
 """What is trained on: labelled videos, the clips that there are of them, and who is held out."""
 
 import dataclasses
-from typing import Final
 
 import pyarrow as pa
 
@@ -10,8 +9,7 @@ from effnet_batch.errors import InputError
 from effnet_batch.evaluation.labels import FAKE, REAL, parse_label
 from effnet_batch.ledger import Ledger
 from effnet_batch.models.checkpoint_info import CheckpointInfo
-from effnet_batch.pipelines.prepare import prepare, prepared_data
-from effnet_batch.pipelines.progress import Reporter
+from effnet_batch.pipelines.prepare import ResolvedClips, prepared_data
 from effnet_batch.pipelines.splits import (
     ABOUT,
     TRAIN,
@@ -20,12 +18,10 @@ from effnet_batch.pipelines.splits import (
     split_records,
 )
 from effnet_batch.stages.show import View
-from effnet_batch.storage import Storage, join
+from effnet_batch.storage import Storage
 from effnet_batch.training.feed import SAMPLES_SCHEMA
 from effnet_batch.training.network import build_network
 from effnet_batch.training.stored import StoredFrames
-
-PREPARED_FOLDER: Final = "prepared"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,16 +44,13 @@ class Material:
 
 
 def prepared_material(
-    manifest: str, root: str, config: FinetuneConfig, storage: Storage, reporter: Reporter
+    prepared: str, resolved: ResolvedClips, config: FinetuneConfig, storage: Storage
 ) -> Material:
-    """Returns the videos of a manifest, decoded once to ``OUTPUT/prepared``.
+    """Returns the videos that were decoded to a folder.
 
     Raises:
-        ConfigError: wrong settings, no labels.
-        JobError: the videos could not be prepared; what is done stays.
+        InputError: a label means neither class, or no video is left.
     """
-    prepared = join(root, PREPARED_FOLDER)
-    _, resolved = prepare(manifest, prepared, config, reporter)
     _, info = build_network(config.network, config.optimisation, storage)
     columns = ("uri", "member", *ABOUT, "status", "record_id", "clips_uri", "clip_lengths")
     tables = Ledger.scan(storage, prepared_data(prepared)).live(columns)

@@ -5,7 +5,7 @@ import functools
 import queue
 from collections.abc import Iterator
 
-from effnet_batch.config import EmbedConfig, LimitSettings
+from effnet_batch.config import EmbedConfig, FinetuneConfig, LimitSettings
 from effnet_batch.media.image import DecodedImage, ImageLimits, decode_image
 from effnet_batch.media.isolation import IsolatedDecoder
 from effnet_batch.media.preprocess import Preprocessing
@@ -15,7 +15,7 @@ from effnet_batch.stages.watchdog import Watchdog, end_process
 
 @contextlib.contextmanager
 def open_decoder(
-    config: EmbedConfig,
+    config: EmbedConfig | FinetuneConfig,
     preprocessing: Preprocessing,
     *,
     is_suspect: bool,

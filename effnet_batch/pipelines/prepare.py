@@ -13,10 +13,10 @@ from effnet_batch.media.faces import MODEL_SHA256
 from effnet_batch.media.preprocess import Preprocessing
 from effnet_batch.models.engine import EngineChoice
 from effnet_batch.pipelines.placement import resolve_placement
+from effnet_batch.pipelines.prepare_images import JOB, ResolvedImages, prepare_images
 from effnet_batch.pipelines.progress import Reporter
 from effnet_batch.pipelines.resolution import Resolution, library_versions, resolved_run
-from effnet_batch.pipelines.run import open_run, storage_options
-from effnet_batch.pipelines.summary import RunSummary
+from effnet_batch.pipelines.run import Run, open_run, storage_options
 from effnet_batch.pipelines.video_workers import VideoTask, VideoWorker
 from effnet_batch.pipelines.videos import run_videos
 from effnet_batch.pipelines.views import check_view, faces_with, make_view, sampling_with
@@ -31,7 +31,6 @@ from effnet_batch.storage import Storage, join
 from effnet_batch.training.clips import ShownClips, gather, pack
 from effnet_batch.training.network import build_network
 
-JOB: Final = "prepare"
 CLIPS_FOLDER: Final = "clips"
 
 _SCHEMA: Final = clips_schema()
@@ -104,7 +103,7 @@ class PrepareTask(VideoTask):
     @property
     def limits(self) -> VideoLimitSettings:
         """What one video may cost."""
-        return self.config.limits
+        return self.config.limits.of_videos()
 
 
 class PrepareWorker(VideoWorker):
@@ -147,11 +146,13 @@ class PrepareWorker(VideoWorker):
 
 def prepare(
     manifest: str, output: str, config: FinetuneConfig, reporter: Reporter
-) -> tuple[RunSummary, ResolvedClips]:
-    """Keeps what is shown of every video of a manifest; a rerun does what is missing.
+) -> ResolvedClips | ResolvedImages:
+    """Keeps what is shown of every video, or every image, of a manifest.
+
+    A rerun does what is missing.
 
     Returns:
-        The summary, and what is shown.
+        What is shown; its type says of what.
 
     Raises:
         ConfigError: wrong settings, unreachable storage, an output of other settings.
@@ -165,14 +166,24 @@ def prepare(
         update=False,
         retry=(),
         reporter=reporter,
-        medium=KIND_VIDEO,
+        medium=config.medium.medium,
     ) as run:
-        with resolved_run(run, config, resolve_clips, ResolvedClips.from_dict) as found:
-            resolved, nodes = found
-            if run.pending.num_rows:
-                placement = resolve_placement(config.cluster, resolved.engine, nodes)
-                run_videos(run, config, resolved, placement, nodes, PrepareTask, PrepareWorker)
-        return run.finish(), resolved
+        config.check_medium(run.medium)
+        resolved: ResolvedClips | ResolvedImages
+        if run.medium == KIND_VIDEO:
+            resolved = _prepare_videos(run, config)
+        else:
+            resolved = prepare_images(run, config)
+        run.finish()
+        return resolved
+
+
+def _prepare_videos(run: Run, config: FinetuneConfig) -> ResolvedClips:
+    with resolved_run(run, config, resolve_clips, ResolvedClips.from_dict) as (resolved, nodes):
+        if run.pending.num_rows:
+            placement = resolve_placement(config.cluster, resolved.engine, nodes)
+            run_videos(run, config, resolved, placement, nodes, PrepareTask, PrepareWorker)
+        return resolved
 
 
 def resolve_clips(config: FinetuneConfig) -> ResolvedClips:

@@ -41,6 +41,8 @@ class Resolved(Resolution):
     """What is stored of the model's outputs: top_k, logits, dtype."""
     gpu_decode: bool = False
     """Whether a card decodes what it can."""
+    class_names: tuple[str, ...] | None = None
+    """Of the classes in order, where the weights say them."""
 
     @functools.cached_property
     def fingerprint(self) -> Fingerprint:
@@ -73,9 +75,11 @@ class Resolved(Resolution):
         preprocessing = dict(values["preprocessing"])
         for name in ("mean", "std"):
             preprocessing[name] = tuple(preprocessing[name])
+        names = values.get("class_names")
         return cls(
             **{
                 **values,
+                "class_names": None if names is None else tuple(names),
                 "preprocessing": Preprocessing(**preprocessing),
                 "engine": EngineChoice(**values["engine"]),
             }
@@ -149,6 +153,7 @@ def resolve(config: EmbedConfig) -> Resolved:
             "logits": config.output.logits,
             "dtype": config.output.dtype,
         },
+        class_names=info.class_names,
         versions=library_versions(),
     )
 

@@ -40,7 +40,7 @@ def labelled_records(
         InputError: ``parse_label`` raised a ValueError, or no record is left.
     """
     labels = config.labels.labels
-    file = None if labels is None else read_label_file(labels, storage)
+    file = None if labels is None else read_label_file(labels, storage, parse_label)
     left_out: Counter[str] = Counter()
     kept = []
     for row in rows:
@@ -59,7 +59,10 @@ def labelled_records(
         else:
             kept.append({**row, "label": label})
     if not kept:
-        raise InputError("nothing labelled can be trained on: " + json.dumps(dict(left_out)))
+        raise InputError(
+            f"nothing labelled can be trained on: {json.dumps(dict(left_out))}; labels come from "
+            "the column label, from the folders' names with --label-from parent, or from --labels"
+        )
     # By record, so that order does not hang on which part a record came to lie in.
     return pa.Table.from_pylist(sorted(kept, key=lambda row: str(row["record_id"]))), dict(left_out)
 
@@ -78,10 +81,13 @@ def split_records(records: pa.Table, config: FinetuneConfig) -> tuple[pa.Table, 
                 records["group"].to_pylist(), records["record_id"].to_pylist(), strict=True
             )
         ]
-        held_out = _held_out(sorted(set(groups)), config)
+        placed = list(zip(groups, splits, strict=True))
+        # Those of a split test are no share of what there is to hold out.
+        ours = {group for group, split in placed if split in (None, TRAIN)}
+        held_out = _held_out(sorted(ours), config)
         splits = [
             (VALIDATION if group in held_out else TRAIN) if split in (None, TRAIN) else split
-            for group, split in zip(groups, splits, strict=True)
+            for group, split in placed
         ]
     train, validation = (
         records.filter(pa.array([split == name for split in splits]))
@@ -101,14 +107,14 @@ def training_fingerprint(config: FinetuneConfig, digest: str, *tables: pa.Table)
 
     Args:
         config: its settings of network, optimisation and augmentation count.
-        digest: of what else the pictures depend on.
+        digest: of what else the training depends on.
         tables: what is trained and validated on.
     """
     settings = {
         name: value
         for group in (config.network, config.optimisation, config.augmentation)
         for name, value in dataclasses.asdict(group).items()
-        # More epochs, or other patience, go on from what is there.
+        # With other patience it goes on from what is there.
         if name not in ("patience", "micro_batch")
     }
     found = hashlib.sha256(json.dumps([settings, digest]).encode())

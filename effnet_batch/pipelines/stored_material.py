@@ -93,6 +93,8 @@ def _check(config: FinetuneConfig) -> None:
             raise ConfigError(f"{flag} says nothing of stored frames; label what is to be taken")
     if config.optimisation.self_blended:
         raise ConfigError("--self-blended needs the videos; stored frames cannot be blended")
+    if config.optimisation.resolutions:
+        raise ConfigError("--resolutions needs the videos; stored frames have the side they have")
 
 
 def _find_frames(

@@ -22,12 +22,17 @@ class EmbeddingColumns:
     top_k: int = 0
     logits: bool = False
     dtype: str = "float32"
+    class_names: tuple[str, ...] | None = None
+    """Of the classes in order, where the model knows them."""
 
     @property
     def schema(self) -> pa.Schema:
         """The schema of the tables that `embed_batch` returns."""
         return embeddings_schema(
-            float16=self.dtype == "float16", top_k=self.top_k, logits=self.logits
+            float16=self.dtype == "float16",
+            top_k=self.top_k,
+            has_names=self.class_names is not None,
+            logits=self.logits,
         )
 
     @property
@@ -61,6 +66,9 @@ def embed_batch(batch: DecodedBatch, engine: Engine, columns: EmbeddingColumns) 
                 classes.astype(np.int32), is_ok, schema.field("top_k_classes").type
             )
             made["top_k_scores"] = _vectors(scores, is_ok, schema.field("top_k_scores").type)
+            if columns.class_names is not None:
+                names = np.array(columns.class_names, object)[classes]
+                made["top_k_names"] = _vectors(names, is_ok, schema.field("top_k_names").type)
     arrays = [made[name] if name in made else batch.rows[name] for name in schema.names]
     return pa.Table.from_arrays(arrays, schema=schema)
 

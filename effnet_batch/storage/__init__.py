@@ -6,7 +6,7 @@ secret in it.
 
 from effnet_batch.storage.dispatch import Storage
 from effnet_batch.storage.local import discarding_empty
-from effnet_batch.storage.objects import ObjectInfo, ReadRequest, StorageOptions
+from effnet_batch.storage.objects import ObjectInfo, ReadRequest, Span, StorageOptions
 from effnet_batch.storage.spool import PIECE_BYTES, spool, spool_stream
 from effnet_batch.storage.uris import (
     canonical_uri,
@@ -21,6 +21,7 @@ __all__ = [
     "PIECE_BYTES",
     "ObjectInfo",
     "ReadRequest",
+    "Span",
     "Storage",
     "StorageOptions",
     "canonical_uri",

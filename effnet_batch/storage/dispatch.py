@@ -112,6 +112,21 @@ class Storage:
 
         return _map_in_order(read, uris, self.options.num_connections)
 
+    def read_spans(self, uris: Sequence[str], spans: Sequence[Span]) -> list[bytes]:
+        """Reads a range of bytes of each object, at once, in the given order.
+
+        Raises:
+            FetchError: an object is not there, or cannot be read.
+            OutageError: the storage refuses as a whole.
+        """
+
+        def read(place: tuple[str, Span]) -> bytes:
+            uri, span = place
+            return self._backend(uri).get(ReadRequest(uri), span=span).data
+
+        places = list(zip(uris, spans, strict=True))
+        return _map_in_order(read, places, self.options.num_connections)
+
     def open(
         self,
         uri: str,

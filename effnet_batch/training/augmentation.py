@@ -101,6 +101,14 @@ def jitter_colour(clip: Clip, generator: np.random.Generator) -> Clip:
     return np.asarray(table[clip, np.arange(3)])
 
 
+def resize_clip(clip: Clip, side: int) -> Clip:
+    """Returns a clip of square frames of another side."""
+    if clip.shape[1] == side:
+        return clip
+    kernel = cv2.INTER_AREA if side < clip.shape[1] else cv2.INTER_LINEAR
+    return _each(clip, lambda frame: cv2.resize(frame, (side, side), interpolation=kernel))
+
+
 def _each(clip: Clip, change: Callable[[Clip], npt.NDArray[np.generic]]) -> Clip:
     return np.stack([change(frame) for frame in clip]).astype(np.uint8, copy=False)
 

@@ -11,9 +11,9 @@ import ray.data
 
 from effnet_batch.config import AugmentationSettings
 from effnet_batch.storage import Storage, StorageOptions
-from effnet_batch.training.augmentation import Augmentation, augment
+from effnet_batch.training.augmentation import Augmentation, augment, resize_clip
 from effnet_batch.training.clips import unpack
-from effnet_batch.training.plan import Step
+from effnet_batch.training.plan import Step, side_at
 from effnet_batch.training.self_blending import self_blend
 from effnet_batch.training.trainer import Batch
 
@@ -36,9 +36,9 @@ PIXELS_SCHEMA: Final = pa.schema(
         pa.field("weight", pa.float32()),
     ]
 )
-"""What a training worker takes: uint8 [T, S, S, 3] each as bytes and shape."""
+"""What a training worker takes: uint8 [T, S, S, 3] each as bytes and shape, images [S, S, 3]."""
 
-_SAMPLES_PER_BLOCK: Final = 4
+_CLIPS_PER_TASK: Final = 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,8 @@ class Feed:
     augmentation: AugmentationSettings
     self_blended: float
     """Chance that a real clip becomes a fake."""
+    resolutions: tuple[str, ...]
+    """Sides by epoch, as `plan.side_at` takes them."""
     seed: int
     epoch: int
 
@@ -67,6 +69,8 @@ class Feed:
                 clip, _ = self_blend(clip, generator)
                 label = 1
             clip = augment(clip, chances, generator)
+            if (side := side_at(self.resolutions, self.epoch)) is not None:
+                clip = resize_clip(clip, side)
             rows.append(
                 {
                     "pixels": clip.tobytes(),
@@ -93,6 +97,7 @@ def stream_batches(
     *,
     batch_size: int,
     clock: FeedClock,
+    per_task: int = _CLIPS_PER_TASK,
 ) -> Iterator[Batch]:
     """Yields a worker's batches in the order of its steps.
 
@@ -103,6 +108,7 @@ def stream_batches(
         weights: of each label.
         batch_size: samples of a batch.
         clock: takes the seconds that were waited.
+        per_task: samples that are made together; no number depends on it.
     """
     order = samples.take([step.sample for step in steps])
     counts = np.array([step.counts for step in steps])
@@ -112,9 +118,7 @@ def stream_batches(
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True
-    blocks = [
-        order.slice(start, _SAMPLES_PER_BLOCK) for start in range(0, len(order), _SAMPLES_PER_BLOCK)
-    ]
+    blocks = [order.slice(start, per_task) for start in range(0, len(order), per_task)]
     made = ray.data.from_arrow(blocks).map_batches(
         cast("Any", feed), batch_size=None, batch_format="pyarrow", num_cpus=1
     )

@@ -4,10 +4,12 @@ import dataclasses
 from typing import Any, Final
 
 import torch
+from torch import nn
 
 from effnet_batch.config import NetworkSettings, OptimisationSettings
 from effnet_batch.errors import ConfigError
 from effnet_batch.models.aggregation import AggregationConfig
+from effnet_batch.models.backbone import Backbone
 from effnet_batch.models.checkpoint_info import CheckpointInfo
 from effnet_batch.models.checkpoints import load_checkpoint
 from effnet_batch.models.sequence import SequenceClassifier
@@ -16,6 +18,8 @@ from effnet_batch.models.weights import load_model
 from effnet_batch.storage import Storage
 from effnet_batch.training.losses import FRAMES, LAST_STEP, MEAN
 
+NETWORK: Final = "thesis_efficientnet_b1_lstm"
+IMAGE_NETWORK: Final = "efficientnet_b0"
 SAMPLING: Final = {"strategy": "every_nth", "ratio": 5, "max_clip_frames": 20}
 """DeeperForensics-1.0: every fifth frame; long videos become several clips."""
 FACES: Final = {"detector": "yunet"}
@@ -40,16 +44,15 @@ def build_network(
             info = dataclasses.replace(info, sampling=sampling)
         # What was fitted to other scores says nothing of the new ones.
         return loaded.model, dataclasses.replace(info, calibration=None, licence=None)
-    if settings.network not in CONFIGURATIONS:
-        raise ConfigError(
-            f"network {settings.network!r}: allowed are {', '.join(sorted(CONFIGURATIONS))}"
-        )
+    network = settings.network or NETWORK
+    if network not in CONFIGURATIONS:
+        raise ConfigError(f"network {network!r}: allowed are {', '.join(sorted(CONFIGURATIONS))}")
     if settings.weights is None:
         raise ConfigError(
             "nothing to start from: give --weights of the backbone (see `effnet-batch models`), "
             "--weights random, or --start with a checkpoint"
         )
-    config = CONFIGURATIONS[settings.network]
+    config = CONFIGURATIONS[network]
     backbone = load_model(
         config.architecture, settings.weights, image_size=settings.image_size, storage=storage
     )
@@ -74,7 +77,7 @@ def build_network(
     if settings.max_clip_frames is not None:
         sampling["max_clip_frames"] = settings.max_clip_frames
     return model, CheckpointInfo(
-        name=f"{settings.network}-finetuned",
+        name=f"{network}-finetuned",
         sequence=config,
         preprocessing=recipe.preprocessing,
         sampling=sampling,
@@ -85,3 +88,48 @@ def build_network(
             tracks="max",
         ),
     )
+
+
+def load_backbone(settings: NetworkSettings, storage: Storage) -> Backbone:
+    """Returns the backbone that an image classifier starts from, with ``weights_info``.
+
+    Raises:
+        ConfigError: no such network, or nothing to start from.
+        WeightsError: the weights cannot be had or do not fit.
+    """
+    if settings.weights is None:
+        raise ConfigError(
+            "nothing to start from: give --weights (see `effnet-batch models`), or --weights random"
+        )
+    return load_model(
+        settings.network or IMAGE_NETWORK,
+        settings.weights,
+        image_size=settings.image_size,
+        storage=storage,
+    )
+
+
+def build_image_network(
+    settings: NetworkSettings,
+    training: OptimisationSettings,
+    class_names: tuple[str, ...],
+    storage: Storage,
+) -> Backbone:
+    """Returns an image classifier as training starts.
+
+    Its last layer is fresh and depends on ``training_seed`` alone, unless the weights are of a
+    classifier of the same classes.
+
+    Raises:
+        ConfigError: no such network, or nothing to start from.
+        WeightsError: the weights cannot be had or do not fit.
+    """
+    model = load_backbone(settings, storage)
+    info = model.weights_info
+    assert info is not None
+    if info.class_names != class_names:
+        torch.manual_seed(training.training_seed)
+        model.fc = nn.Linear(model.embedding_dim, len(class_names))
+        model.num_classes = len(class_names)
+    model.dropout.p = settings.dropout
+    return model

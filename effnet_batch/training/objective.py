@@ -58,6 +58,9 @@ class Objective(abc.ABC):
     METRIC: ClassVar[str]
     """Name of the metric of validation of which the epoch with the most is kept."""
 
+    NOUN: ClassVar[str]
+    """What a record is called."""
+
     network: NetworkSettings
     optimisation: OptimisationSettings
     augmentation: AugmentationSettings

@@ -1,8 +1,12 @@
-"""Which clip is seen when: an order that depends on seed and epoch alone."""
+"""Which clip is seen when, and how large: an order that depends on seed and epoch alone."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
+
+_SIDES: Final = range(16, 1025)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -37,3 +41,30 @@ def epoch_plan(num_samples: int, clips_per_step: int, *, seed: int, epoch: int) 
 def share_of(plan: list[Step], rank: int, num_workers: int) -> list[Step]:
     """Returns what worker ``rank`` of ``num_workers`` does of a plan."""
     return plan[rank::num_workers]
+
+
+def side_at(resolutions: Sequence[str], epoch: int) -> int | None:
+    """Returns the side that pictures are trained on at in an epoch; None for their own.
+
+    Args:
+        resolutions: ``EPOCH:SIDE`` each, from this epoch on; the first epoch is 0.
+        epoch: from 0.
+
+    Raises:
+        ValueError: one is of another form, they do not start at 0 or do not rise.
+    """
+    found = None
+    before = -1
+    for text in resolutions:
+        first, _, side = text.partition(":")
+        if not (first.isdecimal() and side.isdecimal() and int(side) in _SIDES):
+            raise ValueError(
+                f"got {text!r}; must be EPOCH:SIDE with a side of {_SIDES[0]} to {_SIDES[-1]}, "
+                "such as 0:128"
+            )
+        if int(first) <= before or (before < 0 and int(first)):
+            raise ValueError(f"got {text!r}; epochs start at 0 and rise")
+        before = int(first)
+        if before <= epoch:
+            found = int(side)
+    return found

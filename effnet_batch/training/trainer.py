@@ -88,7 +88,8 @@ class Trainer(abc.ABC):
         """Epochs that are done."""
         self.device = device
         self._num_workers = num_workers
-        self._step = 0
+        self.step = 0
+        """Steps that are done."""
         self._num_steps = settings.epochs * steps_per_epoch
         self._num_warmup = round(settings.warmup_epochs * steps_per_epoch)
         self._optimiser = torch.optim.AdamW(
@@ -146,7 +147,7 @@ class Trainer(abc.ABC):
         starts = range(0, len(batch.clips), size)
         for group in self._optimiser.param_groups:
             group["lr"] = group["scale"] * learning_rate(
-                self._step, self._num_steps, self._num_warmup, settings
+                self.step, self._num_steps, self._num_warmup, settings
             )
         self._optimiser.zero_grad(set_to_none=True)
         value = 0.0
@@ -160,11 +161,11 @@ class Trainer(abc.ABC):
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
         if not (np.isfinite(value) and torch.isfinite(norm)):
             raise JobError(
-                f"the loss became {value} and its gradient {float(norm)} in step {self._step + 1}; "
+                f"the loss became {value} and its gradient {float(norm)} in step {self.step + 1}; "
                 "lower --learning-rate or --clip-norm; earlier checkpoints are intact"
             )
         self._optimiser.step()
-        self._step += 1
+        self.step += 1
         if self._averaged is not None:
             self._averaged.update(self.model)
         return value
@@ -190,7 +191,7 @@ class Trainer(abc.ABC):
         torch.save(
             {
                 "epoch": self.epoch,
-                "step": self._step,
+                "step": self.step,
                 "model": trained_tensors(self.model),
                 "optimiser": self._optimiser.state_dict(),
                 "averaged": None if self._averaged is None else self._averaged.state_dict(),
@@ -212,7 +213,7 @@ class Trainer(abc.ABC):
             self._optimiser.load_state_dict(state["optimiser"])
             if self._averaged is not None:
                 self._averaged.load_state_dict(state["averaged"])
-            self.epoch, self._step = int(state["epoch"]), int(state["step"])
+            self.epoch, self.step = int(state["epoch"]), int(state["step"])
         except Exception as error:  # a damaged file raises nearly anything
             raise JobError(
                 f"the saved state of training does not fit ({type(error).__name__}: {error}); it "

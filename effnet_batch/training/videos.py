@@ -87,6 +87,7 @@ class VideoObjective(Objective):
     """
 
     METRIC = "auc"
+    NOUN = "video"
 
     info: CheckpointInfo
     """How the classifier is run: with the user's sampling and faces."""
@@ -121,6 +122,7 @@ class VideoObjective(Objective):
             storage=self.storage,
             augmentation=self.augmentation,
             self_blended=self.optimisation.self_blended,
+            resolutions=self.optimisation.resolutions,
             seed=self.optimisation.training_seed,
             epoch=0,
         )

@@ -213,6 +213,9 @@ class _Epoch:
 
 def _keep(storage: Storage, task: TrainTask, trainer: Trainer, history: _History) -> None:
     """Writes the metrics, the best checkpoint and, last, the state that a restart goes on from."""
+    # From here on, states of other settings would stand beside metrics and a best checkpoint that
+    # are not theirs.
+    storage.delete_many([uri for uri in _states(storage, task) if not _is_ours(uri, task)])
     text = "".join(json.dumps(line) + "\n" for line in history.lines)
     storage.write(join(task.folder, METRICS_FILE), text.encode())
     points = [each for each in points_of(history.lines) if each.epoch == trainer.epoch]
@@ -230,10 +233,17 @@ def _state_uri(task: TrainTask, epoch: int) -> str:
     return join(task.folder, f"state-{task.objective.fingerprint}-{epoch:06}.pt")
 
 
+def _states(storage: Storage, task: TrainTask) -> list[str]:
+    listed = [info.uri for page in storage.list(task.folder) for info in page]
+    return [uri for uri in listed if uri.startswith(join(task.folder, "state-"))]
+
+
+def _is_ours(uri: str, task: TrainTask) -> bool:
+    return f"/state-{task.objective.fingerprint}-" in uri
+
+
 def _latest_state(storage: Storage, task: TrainTask) -> str | None:
-    names = [info.uri for page in storage.list(task.folder) for info in page]
-    ours = [name for name in names if f"/state-{task.objective.fingerprint}-" in name]
-    return max(ours, default=None)
+    return max((uri for uri in _states(storage, task) if _is_ours(uri, task)), default=None)
 
 
 def _read_lines(storage: Storage, task: TrainTask, epoch: int) -> list[dict[str, Any]]:
