@@ -14,32 +14,25 @@ import re
 import socket
 import threading
 from types import TracebackType
-from typing import BinaryIO, Self
-from urllib.parse import urlsplit
+from typing import BinaryIO
 
+from s3_gate import S3Gate, copy
 from s3_server import S3Server
 
 _HEAD_END = b"\r\n\r\n"
 
 
-class CommitGate:
+class CommitGate(S3Gate):
     """Counts the parts that are written through it and holds those that are too many.
 
     A part that is written again, by a unit that is done again, is the same part.
     """
 
     def __init__(self, server: S3Server) -> None:
-        address = urlsplit(server.endpoint_url)
-        self._server = address.hostname, address.port
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        super().__init__(server)
         self._changed = threading.Condition()
         self._num_allowed = math.inf
         self._passed: set[bytes] = set()
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    @property
-    def endpoint_url(self) -> str:
-        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
 
     @property
     def num_passed(self) -> int:
@@ -57,9 +50,6 @@ class CommitGate:
             self._num_allowed = number
             self._changed.notify_all()
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -67,22 +57,12 @@ class CommitGate:
         trace: TracebackType | None,
     ) -> None:
         self.num_allowed = math.inf
-        # A thread that waits in accept() is woken by this, not by close() alone.
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return  # closed
-            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+        super().__exit__(kind, error, trace)
 
     def _serve(self, client: socket.socket) -> None:
         """Passes the requests of one connection on, one after the other."""
-        with contextlib.suppress(OSError), client, socket.create_connection(self._server) as server:
-            threading.Thread(target=_copy, args=(server, client), daemon=True).start()
+        with contextlib.suppress(OSError), self.connect() as server:
+            threading.Thread(target=copy, args=(server, client), daemon=True).start()
             with client.makefile("rb") as requests:
                 while head := _read_head(requests):
                     length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
@@ -131,10 +111,3 @@ def _is_gone(client: socket.socket) -> bool:
         return False
     except OSError:
         return True
-
-
-def _copy(server: socket.socket, client: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := server.recv(1 << 16):
-            client.sendall(data)
-        client.shutdown(socket.SHUT_WR)

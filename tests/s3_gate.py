@@ -26,7 +26,7 @@ _PAUSE_SECONDS = 0.02
 class S3Gate:
     """Hands bytes on between clients and the server; open at first."""
 
-    def __init__(self, server: S3Server, prefix: str) -> None:
+    def __init__(self, server: S3Server, prefix: str = "") -> None:
         self._guarded = f"GET /{server.bucket}/{prefix}".encode()
         upstream = urlsplit(server.endpoint_url)
         self._upstream = (server.host, upstream.port)
@@ -62,6 +62,10 @@ class S3Gate:
         self._server.server_close()
         self._thread.join()
 
+    def connect(self) -> socket.socket:
+        """Return a connection to the server itself."""
+        return socket.create_connection(self._upstream)
+
     def admit(self, number: int) -> None:
         """Let so many reads pass from now on, and then none."""
         with self._lock:
@@ -73,8 +77,8 @@ class S3Gate:
             self._num_admitted = math.inf
 
     def _serve(self, client: socket.socket) -> None:
-        with socket.create_connection(self._upstream) as server:
-            threading.Thread(target=_copy, args=(server, client), daemon=True).start()
+        with self.connect() as server:
+            threading.Thread(target=copy, args=(server, client), daemon=True).start()
             # A client sends the next request when it has the answer: each begins a chunk.
             while data := _receive(client):
                 if data.startswith(self._guarded) and not self._pass(client):
@@ -92,7 +96,8 @@ class S3Gate:
                 return False  # it says no more before it is answered: this is its end
 
 
-def _copy(source: socket.socket, target: socket.socket) -> None:
+def copy(source: socket.socket, target: socket.socket) -> None:
+    """Hand on what comes until either end is closed."""
     try:
         while data := _receive(source):
             target.sendall(data)
