@@ -167,6 +167,12 @@ def test_training_is_the_same_for_any_workers_and_restarts(
     assert len(curve) == 6  # two steps of four clips, three times
     assert curve[0] != pytest.approx(curve[-1], abs=1e-3)
     assert drawn(tmp_path / "one") == pytest.approx(curve, rel=1e-6)
+    lines = map(json.loads, (tmp_path / "one/training/metrics.jsonl").read_text().splitlines())
+    *steps, epoch = (line for line in lines if line["epoch"] == 3)
+    waits = [line["wait_seconds"] for line in steps]
+    assert 0 < sum(waits) < epoch["seconds"]
+    # Of the time of the steps alone, without validation.
+    assert waits[1] / epoch["seconds"] <= epoch["data_wait_share"] < 1
 
     # Two workers, on object storage. They and the driver are killed when an epoch is saved.
     two = Remote(s3, "finetuned")

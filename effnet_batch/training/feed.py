@@ -1,7 +1,6 @@
 """Clips on their way to a training worker: read, blended and augmented in Ray Data's tasks."""
 
 import dataclasses
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, cast
 
@@ -82,13 +81,6 @@ class Feed:
         return pa.Table.from_pylist(rows, PIXELS_SCHEMA)
 
 
-class FeedClock:
-    """Seconds that a worker waited for its clips."""
-
-    def __init__(self) -> None:
-        self.waited = 0.0
-
-
 def stream_batches(
     samples: pa.Table,
     steps: Sequence[Step],
@@ -96,7 +88,6 @@ def stream_batches(
     weights: Mapping[int, float],
     *,
     batch_size: int,
-    clock: FeedClock,
     per_task: int = _CLIPS_PER_TASK,
 ) -> Iterator[Batch]:
     """Yields a worker's batches in the order of its steps.
@@ -107,7 +98,6 @@ def stream_batches(
         feed: makes rows of `PIXELS_SCHEMA` of them.
         weights: of each label.
         batch_size: samples of a batch.
-        clock: takes the seconds that were waited.
         per_task: samples that are made together; no number depends on it.
     """
     order = samples.take([step.sample for step in steps])
@@ -123,15 +113,12 @@ def stream_batches(
         cast("Any", feed), batch_size=None, batch_format="pyarrow", num_cpus=1
     )
     waiting: list[dict[str, Any]] = []
-    began = time.perf_counter()
     for block in made.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
         assert isinstance(block, pa.Table)
-        clock.waited += time.perf_counter() - began
         waiting += block.to_pylist()
         while len(waiting) >= batch_size:
             yield _batch(waiting[:batch_size])
             del waiting[:batch_size]
-        began = time.perf_counter()
     assert not waiting, "a share is whole batches"
 
 

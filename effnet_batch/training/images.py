@@ -18,7 +18,7 @@ from effnet_batch.models.backbone import Backbone
 from effnet_batch.models.classifier_file import ClassifierInfo, classifier_bytes
 from effnet_batch.models.engine import build_engine
 from effnet_batch.storage import Storage
-from effnet_batch.training.feed import FeedClock, stream_batches
+from effnet_batch.training.feed import stream_batches
 from effnet_batch.training.image_feed import ImageFeed, read_images
 from effnet_batch.training.network import build_image_network
 from effnet_batch.training.objective import Objective
@@ -110,7 +110,6 @@ class Images:
         *,
         epoch: int,
         batch_size: int,
-        clock: FeedClock,
     ) -> Iterator[Batch]:
         """Yields a worker's batches in the order of its steps."""
         return stream_batches(
@@ -120,7 +119,6 @@ class Images:
             weights,
             batch_size=batch_size,
             per_task=_IMAGES_PER_TASK,
-            clock=clock,
         )
 
     def judge(self, model: nn.Module, rows: pa.Table, *, device: str) -> list[Judged]:

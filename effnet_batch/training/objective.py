@@ -10,7 +10,6 @@ from torch import nn
 
 from effnet_batch.config import AugmentationSettings, NetworkSettings, OptimisationSettings
 from effnet_batch.storage import Storage, StorageOptions
-from effnet_batch.training.feed import FeedClock
 from effnet_batch.training.plan import Step
 from effnet_batch.training.trainer import Batch, Trainer
 
@@ -25,7 +24,6 @@ class Examples(Protocol):
         *,
         epoch: int,
         batch_size: int,
-        clock: FeedClock,
     ) -> Iterator[Batch]:
         """Yields a worker's batches in the order of its steps.
 
@@ -34,7 +32,6 @@ class Examples(Protocol):
             weights: of each label.
             epoch: from 0; augmentation depends on it.
             batch_size: samples of a batch.
-            clock: takes the seconds that were waited.
         """
         ...
 

@@ -15,7 +15,7 @@ from effnet_batch.stages.score import Member, Scorer
 from effnet_batch.stages.show import View
 from effnet_batch.storage import Storage
 from effnet_batch.training.clips import unpack
-from effnet_batch.training.feed import Feed, FeedClock, stream_batches
+from effnet_batch.training.feed import Feed, stream_batches
 from effnet_batch.training.plan import Step
 from effnet_batch.training.trainer import Batch
 
@@ -44,13 +44,10 @@ class PreparedClips:
         *,
         epoch: int,
         batch_size: int,
-        clock: FeedClock,
     ) -> Iterator[Batch]:
         """Yields a worker's batches in the order of its steps."""
         feed = dataclasses.replace(self.feed, epoch=epoch)
-        return stream_batches(
-            self.samples, steps, feed, weights, batch_size=batch_size, clock=clock
-        )
+        return stream_batches(self.samples, steps, feed, weights, batch_size=batch_size)
 
     def judge(self, model: nn.Module, rows: pa.Table, *, device: str) -> list[float]:
         """Returns the logit of every video, by the same path as scoring.

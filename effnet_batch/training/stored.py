@@ -2,7 +2,6 @@
 
 import dataclasses
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -20,7 +19,6 @@ from effnet_batch.stages.look import Segment
 from effnet_batch.stages.score import Member, Scorer, group_by_view
 from effnet_batch.stages.show import View
 from effnet_batch.storage import Storage
-from effnet_batch.training.feed import FeedClock
 from effnet_batch.training.plan import Step
 from effnet_batch.training.trainer import Batch
 
@@ -107,20 +105,16 @@ class StoredClips:
         *,
         epoch: int,
         batch_size: int,
-        clock: FeedClock,
     ) -> Iterator[Batch]:
         """Yields a worker's batches, as `prepared.PreparedClips.batches`; every epoch's alike."""
         del epoch  # what is stored cannot be augmented
         for start in range(0, len(steps), batch_size):
-            began = time.perf_counter()
             chosen = steps[start : start + batch_size]
-            batch = Batch(
+            yield Batch(
                 clips=[self._vectors[self._clips[step.sample]] for step in chosen],
                 labels=[self._labels[step.sample] for step in chosen],
                 weights=[step.counts * weights[self._labels[step.sample]] for step in chosen],
             )
-            clock.waited += time.perf_counter() - began
-            yield batch
 
     def judge(self, model: nn.Module, rows: pa.Table, *, device: str) -> list[float]:
         """Returns the logit of every video, as `rescore` finds it.

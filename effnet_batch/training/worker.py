@@ -13,7 +13,6 @@ import torch.distributed as dist
 from effnet_batch.errors import JobError, OutageError
 from effnet_batch.storage import Storage, join
 from effnet_batch.training.events import event_file, event_file_name, points_of
-from effnet_batch.training.feed import FeedClock
 from effnet_batch.training.objective import Examples, Objective
 from effnet_batch.training.plan import epoch_plan, share_of
 from effnet_batch.training.trainer import Trainer, class_weights
@@ -147,28 +146,28 @@ class _Epoch:
             )
             for start in range(0, len(plan), settings.clips_per_step)
         ]
-        clock = FeedClock()
+        batches = self._examples.batches(
+            share_of(plan, self._rank, self._num_workers),
+            self._weights,
+            epoch=trainer.epoch,
+            batch_size=settings.clips_per_step // self._num_workers,
+        )
         trainer.start_epoch(self._rank)
-        lines = []
-        told = time.perf_counter()
-        for number, batch in enumerate(
-            self._examples.batches(
-                share_of(plan, self._rank, self._num_workers),
-                self._weights,
-                epoch=trainer.epoch,
-                batch_size=settings.clips_per_step // self._num_workers,
-                clock=clock,
-            )
-        ):
+        lines: list[dict[str, Any]] = []
+        told = began = time.perf_counter()
+        for number, total in enumerate(totals):
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited = time.perf_counter() - asked
             if number == 0:
-                clock.waited = 0.0  # until the first samples were there
                 began = time.perf_counter()
-            loss = self._sum(trainer.train_step(batch, totals[number]))
+            loss = self._sum(trainer.train_step(batch, total))
             lines.append(
                 {
                     "epoch": trainer.epoch + 1,
                     "step": number + 1,
                     "loss": loss,
+                    "wait_seconds": waited,
                     "unix_seconds": time.time(),
                 }
             )
@@ -176,7 +175,10 @@ class _Epoch:
                 told = time.perf_counter()
                 text = f"step {number + 1}/{len(totals)}, loss {loss:.4f}"
                 self._messages.tell.remote(f"epoch {trainer.epoch + 1}: {text}")
-        self._waited_share = clock.waited / max(time.perf_counter() - began, 1e-9)
+        assert next(batches, None) is None, "a batch for each step"
+        # All but the first, for which the epoch begins.
+        waits = sum(line["wait_seconds"] for line in lines[1:])
+        self._waited_share = waits / (time.perf_counter() - began)
         self._mean_loss = sum(line["loss"] for line in lines) / len(lines)
         return lines
 
