@@ -13,7 +13,7 @@ AZURITE := $(VENV)/node_modules/.bin/azurite-blob
 .PHONY: help venv demo test azurite check bench-venv clean
 
 help:
-	@echo "make demo    embed 200 photographs with EfficientNet-Lite0 and show what it saw"
+	@echo "make demo    embed photographs, train a forgery detector, score and measure it"
 	@echo "make test    run all tests"
 	@echo "make check   ruff, mypy --strict, the import laws"
 	@echo "make clean   remove what make wrote"
@@ -29,9 +29,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(READY)
-	@$(BIN)/python docs/demo.py prepare $(DEMO)
-	$(BIN)/effnet-batch embed $(DEMO)/images $(DEMO)/embeddings --model efficientnet_lite0 --top-k 3
-	@$(BIN)/python docs/demo.py show $(DEMO)
+	@$(BIN)/python docs/demo.py $(DEMO)
 
 test: $(READY)
 	@! command -v npm >/dev/null || $(MAKE) -s azurite || echo "no azurite: the tests of az:// are skipped"
