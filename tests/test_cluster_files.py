@@ -176,6 +176,10 @@ def test_the_image_is_pinned_and_runs_as_nobody():
     assert torch is not None
     assert torch[0] in text
     assert all("-c constraints.txt" in each or torch[0] in each for each in installs)
+    extras = re.search(r"\"\.\[(.*)\]\"", text)
+    assert extras is not None
+    # What the files in jobs/ ask for: videos, plots of evaluate, MLflow of finetune.
+    assert {"gcs", "mlflow", "openvino", "plots", "video"} <= set(extras[1].split(","))
     for line in re.findall(r"^COPY (.*)$", text, re.MULTILINE):
         for source in line.split()[:-1]:
             assert (ROOT / source).exists(), source

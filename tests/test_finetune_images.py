@@ -103,6 +103,8 @@ def test_a_classifier_is_trained_and_runs_as_it_is(manifest: Path, tmp_path: Pat
         engine="torch",
         max_failures=1.0,
     )
+    record = json.loads((Path(vectors) / "run.json").read_text())
+    assert record["fingerprint_fields"]["top_k_names"] is True  # a column that others lack
     rows = effnet_batch.read_embeddings(vectors).to_pylist()
     assert len(rows) == 36
     log_losses = []

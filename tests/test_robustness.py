@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from s3_server import S3Server
 from sklearn.metrics import roc_auc_score
 from tiny_checkpoint import tiny_checkpoint
 from video_files import encode
@@ -113,6 +114,33 @@ def test_a_grid_is_scored_measured_and_taken_up_again(
         if row["logit"]
     }
     assert found == pytest.approx(logits["contrast-5"], abs=1e-3)
+
+
+def test_signed_urls_are_taken_from_the_list_for_every_cell(
+    videos: Path, checkpoint: str, s3: S3Server, s3_prefix: str, tmp_path: Path
+) -> None:
+    lines = ["uri,label"]
+    for name, label in (("0.mp4", "real"), ("1.mp4", "fake")):
+        key = f"{s3_prefix.removeprefix(f's3://{s3.bucket}/')}{name}"
+        s3.put(key, (videos / name).read_bytes())
+        place = {"Bucket": s3.bucket, "Key": key}
+        lines.append(f"{s3.client().generate_presigned_url('get_object', Params=place)},{label}")
+    listed = tmp_path / "videos.csv"
+    listed.write_text("\n".join(lines))
+    found = robustness(
+        str(listed),
+        str(tmp_path / "robust"),
+        distortions=["contrast"],
+        levels=[1],
+        num_resamples=0,
+        checkpoint=[checkpoint],
+        engine="torch",
+        allow_private_hosts=True,
+    )
+    assert [(cell.num_fake, cell.num_real) for cell in found.cells] == [(1, 1)] * 2
+    for name in ("clean", "contrast-1"):
+        rows = effnet_batch.read_scores(str(tmp_path / "robust" / name)).to_pylist()
+        assert [row["status"] for row in rows] == ["ok"] * 2
 
 
 @pytest.mark.parametrize(

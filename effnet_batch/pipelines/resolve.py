@@ -62,6 +62,8 @@ class Resolved(Resolution):
             "precision": self.engine.precision,
             **self.output,
             **({"decoder": "nvjpeg"} if self.gpu_decode else {}),
+            # Not the names themselves: they change no number, only which columns there are.
+            **({"top_k_names": True} if self.class_names and self.output.get("top_k") else {}),
         }
 
     @property

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
+import pyarrow.compute as pc
 
 from effnet_batch.config import ActorSettings, InputSettings, ScoreConfig
 from effnet_batch.errors import ConfigError, JobError
@@ -194,12 +195,15 @@ def _score(
     if distortion is None:
         summary = score(input, folder, config=config, reporter=reporter)
     else:
-        config = dataclasses.replace(
-            config,
-            distortion=dataclasses.replace(config.distortion, distortion=str(distortion)),
+        clean = load_manifest(storage, OutputPaths(join(root, CLEAN)))
+        if any(pc.any(table["is_signed"]).as_py() for table in clean.tables()):
+            listed = input  # the manifest holds no signature, so that the list is asked for them
+        else:
             # What else there is to say of the input was said when it was listed.
-            input=InputSettings(media_column=config.input.media_column),
-        )
+            inputs = InputSettings(media_column=config.input.media_column)
+            config = dataclasses.replace(config, input=inputs)
+        hurt = dataclasses.replace(config.distortion, distortion=str(distortion))
+        config = dataclasses.replace(config, distortion=hurt)
         summary = score(listed, folder, config=config, reporter=reporter)
     if not summary.report.is_proven:
         raise JobError(
