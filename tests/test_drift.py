@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,16 +20,23 @@ from effnet_batch.errors import JobError
 from effnet_batch.models.architectures import build_model
 from effnet_batch.models.checkpoints import save_checkpoint
 from effnet_batch.models.engine import EngineChoice
+from effnet_batch.models.engine_base import Frames
 from effnet_batch.pipelines.drift import (
+    Judged,
     Scores,
     Vectors,
+    check_drift,
     class_scores,
+    known_drift,
     measure_drift,
     wants_drift,
 )
+from effnet_batch.pipelines.drift_videos import EncoderKeeper
 from effnet_batch.pipelines.session import ray_session
+from effnet_batch.stages.lanes import StageClock
 
 BF16 = {"engine": "torch", "device": "cpu", "precision": "bf16"}
+BF16_CHOICE = EngineChoice("torch", "cpu", "bf16", 16)
 
 
 @pytest.fixture(scope="module")
@@ -63,30 +71,97 @@ def test_the_largest_differences_are_found() -> None:
     moved = np.array([[6, 8], [1, 1], [0, 2]], np.float32)  # longer, turned by 45 degrees, the same
     choices: list[EngineChoice] = []
 
-    def judge(choice: EngineChoice) -> tuple[Vectors, Scores]:
+    def judge(choice: EngineChoice) -> Judged:
         choices.append(choice)
         if choice.precision == "fp32":
-            return plain, np.array([[0.5, 0.5], [0.25, 0.75]])
-        return moved, np.array([[0.5, 0.5], [0.3, 0.7]])
+            return {"all": (plain, np.array([[0.5, 0.5], [0.25, 0.75]]))}
+        return {"all": (moved, np.array([[0.5, 0.5], [0.3, 0.7]]))}
 
     drift = measure_drift(EngineChoice("torch", "cuda", "bf16", 512, compiled=True), judge)
     assert drift.min_cosine == pytest.approx(np.sqrt(0.5))
     assert drift.median_cosine == pytest.approx(1)
     assert drift.max_score_change == pytest.approx(0.05)
     assert (drift.precision, drift.num_vectors) == ("bf16", 3)
-    assert choices[1] == EngineChoice("torch", "cuda", "fp32", 16)
+    assert choices[0] == EngineChoice("torch", "cuda", "fp32", 16)
     assert str(drift) == (
         "bf16 against fp32 over 3 frames: cosine at least 0.70711, median 1.00000, score 0.05"
     )
 
 
 def test_nothing_to_compare_is_said() -> None:
-    empty = np.empty((0, 4), np.float32)
-    drift = measure_drift(
-        EngineChoice("torch", "cpu", "bf16", 16), lambda _: (empty, np.empty((0, 3)))
-    )
-    assert (drift.min_cosine, drift.median_cosine, drift.max_score_change) == (None,) * 3
-    assert "no record could be read" in str(drift)
+    nothing = {"images": (np.empty((0, 4), np.float32), np.empty((0, 3)))}
+    for judged in (nothing, {}):
+        drift = measure_drift(BF16_CHOICE, lambda _, judged=judged: judged)
+        assert (drift.min_cosine, drift.median_cosine, drift.max_score_change) == (None,) * 3
+        assert drift.num_vectors == 0
+        assert "no record could be read" in str(drift)
+
+
+def test_records_that_one_of_both_could_not_read_are_left_out() -> None:
+    def video(*vectors: list[int], score: float) -> tuple[Vectors, Scores]:
+        return np.array(vectors, np.float32), np.array([score])
+
+    def judge(choice: EngineChoice) -> Judged:
+        if choice.precision == "fp32":
+            return {
+                "a": video([1, 0], score=0.9),
+                "b": video([1, 0], [0, 1], score=0.5),
+                "broken off": video([1, 0], [0, 1], score=0.9),
+            }
+        return {
+            "b": video([1, 0], [0, 1], score=0.25),
+            "c": video([0, 1], score=0.1),
+            "broken off": video([0, 1], score=0.1),
+        }
+
+    drift = measure_drift(BF16_CHOICE, judge)
+    assert (drift.num_vectors, drift.min_cosine, drift.max_score_change) == (2, 1.0, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [("bf16", "^bf16 gives .* choose --precision fp32"), ("fp32", "^the model gives .* in fp32")],
+)
+@pytest.mark.parametrize("vector", [[0.0, np.nan], [0.0, np.inf], [0.0, 1.0]])
+def test_what_is_no_number_ends_the_run(broken: str, message: str, vector: list[float]) -> None:
+    def judge(choice: EngineChoice) -> Judged:
+        if choice.precision != broken:
+            return {"images": (np.ones((1, 2), np.float32), np.array([0.5]))}
+        score = np.nan if vector[1] == 1 else 0.5
+        return {"images": (np.array([vector], np.float32), np.array([score]))}
+
+    with pytest.raises(JobError, match=message):
+        measure_drift(BF16_CHOICE, judge)
+
+
+def test_frames_without_numbers_are_not_judged_at_all() -> None:
+    class Broken:
+        embedding_dim, batch_size = 2, 4
+
+        def encode(self, frames: Frames, clock: StageClock) -> "Future[np.ndarray]":
+            future: Future[np.ndarray] = Future()
+            future.set_result(np.full((len(frames), 2), np.nan, np.float32))
+            return future
+
+    keeper = EncoderKeeper(Broken(), "fp16")
+    with pytest.raises(JobError, match="fp16 gives vectors that are no numbers"):
+        keeper.encode(np.zeros((1, 8, 8, 3), np.uint8), StageClock())
+
+
+def test_a_change_that_is_no_number_is_too_much() -> None:
+    run = SimpleNamespace(config=EmbedConfig.from_flat({"max_score_drift": 1.0}))
+    found = {"precision": "bf16", "num_vectors": 1, "max_score_change": 1.0, "golden": None}
+    check_drift(run, found)
+    with pytest.raises(JobError, match="moves a score by nan"):
+        check_drift(run, {**found, "max_score_change": float("nan")})
+
+
+def test_what_was_found_on_nothing_is_not_known() -> None:
+    found = {"precision": "bf16", "num_vectors": 1, "golden": None}
+    run = SimpleNamespace(config=EmbedConfig.from_flat({}), previous={"drift": found})
+    assert known_drift(run) == found
+    run.previous = {"drift": {**found, "num_vectors": 0}}
+    assert known_drift(run) is None
 
 
 def test_class_scores_are_those_of_the_classifier() -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -29,12 +29,12 @@ _BATCH_SIZE: Final = 16
 
 Vectors = npt.NDArray[np.float32]
 Scores = npt.NDArray[np.float64]
-Judge = Callable[[EngineChoice], tuple[Vectors, Scores]]
-"""Runs the same records through an engine of its own.
-
-Returns float32 [N, D], what the model made of frames, and float64 of any shape, in 0..1, the scores
-of records; empty where the model gives none.
+Judged = Mapping[str, tuple[Vectors, Scores]]
+"""By record, or by any name of records that are read once for both engines: float32 [N, D], what
+the model made of frames, and float64 of any shape, in 0..1, the scores; empty where it gives none.
 """
+Judge = Callable[[EngineChoice], Judged]
+"""Runs the same records through an engine of its own; one that cannot be read is left out."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,22 +65,55 @@ Measure = Callable[[Any, Any, pa.Table], Drift]
 
 
 def measure_drift(choice: EngineChoice, judge: Judge) -> Drift:
-    """Runs the same records in the precision of an engine and in fp32."""
-    vectors, scores = judge(choice)
+    """Runs the same records in fp32 and in the precision of an engine.
+
+    Raises:
+        JobError: one of them gives no numbers.
+    """
     plain = dataclasses.replace(
         choice, precision=FP32, compiled=False, batch_size=min(choice.batch_size, _BATCH_SIZE)
     )
-    plain_vectors, plain_scores = judge(plain)
-    lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(plain_vectors, axis=1)
-    products = np.einsum("nd,nd->n", vectors, plain_vectors, dtype=np.float64)
-    cosines = products / np.maximum(lengths, np.finfo(np.float32).tiny)
+    # First, so that weights which give no numbers at all are not laid to the other's charge.
+    expected, found = judge(plain), judge(choice)
+    for precision, judged in ((FP32, expected), (choice.precision, found)):
+        for vectors, scores in judged.values():
+            check_finite(vectors, precision)
+            check_finite(scores, precision)
+    # What is fetched and decoded for each may fail, or break off, for one of them alone.
+    pairs = [
+        (expected[name], found[name])
+        for name in expected
+        if name in found and len(expected[name][0]) == len(found[name][0])
+    ]
+    empty = np.empty(0)
+    cosines = np.concatenate([empty, *(_cosines(one[0], other[0]) for one, other in pairs)])
+    changes = np.concatenate([empty, *(np.abs(one[1] - other[1]).ravel() for one, other in pairs)])
     return Drift(
         precision=choice.precision,
-        num_vectors=len(vectors),
+        num_vectors=len(cosines),
         min_cosine=float(cosines.min()) if len(cosines) else None,
         median_cosine=float(np.median(cosines)) if len(cosines) else None,
-        max_score_change=float(np.abs(scores - plain_scores).max()) if scores.size else None,
+        max_score_change=float(changes.max()) if len(changes) else None,
     )
+
+
+def check_finite(values: Vectors | Scores, precision: str) -> None:
+    """Checks what a model gave in a precision.
+
+    Raises:
+        JobError: not all of it are numbers.
+    """
+    if np.isfinite(values).all():
+        return
+    if precision == FP32:
+        raise JobError("the model gives vectors that are no numbers, in fp32 too; check --weights")
+    raise JobError(f"{precision} gives vectors that are no numbers; choose --precision fp32")
+
+
+def _cosines(vectors: Vectors, others: Vectors) -> Scores:
+    lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(others, axis=1)
+    products = np.einsum("nd,nd->n", vectors, others, dtype=np.float64)
+    return np.asarray(products / np.maximum(lengths, np.finfo(np.float32).tiny))
 
 
 def class_scores(model: Backbone, embeddings: Vectors) -> Scores:
@@ -137,7 +170,10 @@ def wants_drift(run: Run, precision: str) -> bool:
 def known_drift(run: Run) -> dict[str, Any] | None:
     """Returns what an earlier run of the same numbers found on the same sources."""
     found = (run.previous or {}).get("drift")
-    return found if found and found["golden"] == _golden(run) else None
+    # Records that could not be read the last time may be there by now.
+    if not found or not found["num_vectors"] or found["golden"] != _golden(run):
+        return None
+    return dict(found)
 
 
 def to_record(run: Run, drift: Drift) -> dict[str, Any]:
@@ -166,7 +202,7 @@ def check_drift(run: Run, drift: dict[str, Any]) -> None:
             "these weights have no classifier, so there are no scores to compare; leave "
             "--max-score-drift out"
         )
-    if change > limit:
+    if not change <= limit:
         raise JobError(
             f"{precision} moves a score by {change:.4g} against fp32, more than --max-score-drift "
             f"{limit:g}; choose --precision fp32, or allow more"

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 from effnet_batch.models.engine import EngineChoice
 from effnet_batch.models.engine_base import Frames
 from effnet_batch.models.sequence import Embeddings
-from effnet_batch.pipelines.drift import golden_items
+from effnet_batch.pipelines.drift import check_finite, golden_items
 from effnet_batch.pipelines.open_videos import video_opener
 from effnet_batch.pipelines.run import storage_options
 from effnet_batch.pipelines.video_workers import VideoTask, load_face_model
@@ -27,23 +27,35 @@ _Task = TypeVar("_Task", bound=VideoTask)
 
 
 class EncoderKeeper:
-    """Passes frames on to an encoder and keeps what comes back."""
+    """Passes frames on to an encoder and keeps what comes back.
 
-    def __init__(self, encoder: Encoder) -> None:
+    Args:
+        encoder: of one model.
+        precision: that it runs.
+    """
+
+    def __init__(self, encoder: Encoder, precision: str) -> None:
         self._encoder = encoder
-        self._kept: list[Future[Embeddings]] = []
+        self._precision = precision
+        self._kept: list[Embeddings] = []
         self.embedding_dim = encoder.embedding_dim
         self.batch_size = encoder.batch_size
 
     def encode(self, frames: Frames, clock: StageClock) -> Future[Embeddings]:
-        """Encodes as the encoder does."""
-        self._kept.append(self._encoder.encode(frames, clock))
-        return self._kept[-1]
+        """Encodes as the encoder does.
 
-    def embeddings(self) -> Embeddings:
-        """Returns float32 [N, D], of all frames so far, in order."""
-        empty = np.empty((0, self.embedding_dim), np.float32)
-        return np.concatenate([empty, *(future.result() for future in self._kept)])
+        Raises:
+            JobError: what comes back are no numbers, which no judge of them would take.
+        """
+        future = self._encoder.encode(frames, clock)
+        check_finite(future.result(), self._precision)
+        self._kept.append(future.result())
+        return future
+
+    def take(self) -> Embeddings:
+        """Returns float32 [N, D], of all frames since it was asked last, in order."""
+        kept, self._kept = self._kept, []
+        return np.concatenate([np.empty((0, self.embedding_dim), np.float32), *kept])
 
 
 def golden_task(task_type: type[_Task], config: Any, resolved: Any, choice: EngineChoice) -> _Task:
@@ -64,14 +76,17 @@ def golden_rows(
     task: VideoTask,
     sources: pa.Table,
     viewings: tuple[Viewing, ...],
+    keepers: Sequence[EncoderKeeper],
     work: Callable[[Item, OpenVideo, StageClock], pa.Table],
-) -> list[dict[str, Any]]:
-    """Returns the rows of the videos that can be read.
+) -> Iterator[tuple[dict[str, Any], Embeddings]]:
+    """Yields the rows of the videos that can be read, and float32 [N, D], what was made of each.
 
     Args:
         task: from `golden_task`.
         sources: from `drift.golden_sources`.
         viewings: what the videos are shown as.
+        keepers: the encoders that the work uses; those of narrower vectors have zeros behind them,
+            which changes no cosine.
         work: a video to its row.
     """
     clock = StageClock()
@@ -88,5 +103,12 @@ def golden_rows(
             with open_reader(item.content) as reader:
                 yield VideoHere(reader, face_model, clock)
 
-        rows = [row for item in items for row in work(item, open_here, clock).to_pylist()]
-    return [row for row in rows if row["status"] == STATUS_OK]
+        widest = max(keeper.embedding_dim for keeper in keepers)
+        for item in items:
+            (row,) = work(item, open_here, clock).to_pylist()
+            vectors = [
+                np.pad(keeper.take(), ((0, 0), (0, widest - keeper.embedding_dim)))
+                for keeper in keepers
+            ]
+            if row["status"] == STATUS_OK:
+                yield row, np.concatenate(vectors)

@@ -11,8 +11,7 @@ from effnet_batch.models.engine import EngineChoice, build_engine
 from effnet_batch.models.weights import check_names
 from effnet_batch.pipelines.drift import (
     Drift,
-    Scores,
-    Vectors,
+    Judged,
     class_scores,
     golden_items,
     measure_drift,
@@ -131,10 +130,10 @@ def drift_of_images(config: EmbedConfig, resolved: Resolved, sources: pa.Table) 
         frames = decode_batch(list(items), decode, Stamp("", ""), size).frames
     model = load_chosen(config, resolved)
 
-    def judge(choice: EngineChoice) -> tuple[Vectors, Scores]:
+    def judge(choice: EngineChoice) -> Judged:
         engine = build_engine(model, resolved.preprocessing, **dataclasses.asdict(choice))
         vectors = run_batches(frames, engine).embeddings
-        return vectors, class_scores(model, vectors)
+        return {"images": (vectors, class_scores(model, vectors))}
 
     return measure_drift(resolved.engine, judge)
 

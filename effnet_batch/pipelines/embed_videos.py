@@ -14,7 +14,7 @@ from effnet_batch.models.backbone import Backbone
 from effnet_batch.models.engine import EngineChoice
 from effnet_batch.models.sequence import SequenceClassifier
 from effnet_batch.models.sequence_config import SequenceConfig
-from effnet_batch.pipelines.drift import Drift, Scores, Vectors, class_scores, measure_drift
+from effnet_batch.pipelines.drift import Drift, Judged, class_scores, measure_drift
 from effnet_batch.pipelines.drift_videos import EncoderKeeper, golden_rows, golden_task
 from effnet_batch.pipelines.placement import resolve_placement
 from effnet_batch.pipelines.resolution import resolved_run
@@ -154,19 +154,25 @@ def drift_of_videos(config: EmbedConfig, resolved: ResolvedVideos, sources: pa.T
     """Finds out how far the precision moves the vectors of some videos, and their classes."""
     model = load_chosen(config, resolved)
 
-    def judge(choice: EngineChoice) -> tuple[Vectors, Scores]:
+    def judge(choice: EngineChoice) -> Judged:
         task = golden_task(EmbedVideosTask, config, resolved, choice)
         embedder = build_embedder(task, model)
-        keeper = EncoderKeeper(embedder.encoder)
+        keeper = EncoderKeeper(embedder.encoder, choice.precision)
         embedder = dataclasses.replace(embedder, encoder=keeper)
         rows = golden_rows(
             task,
             sources,
             (embedder.viewing,),
+            [keeper],
             lambda item, opened, clock: embed_video(item, opened, embedder, task.stamp, clock),
         )
-        pooled = np.array([row["embedding"] for row in rows], np.float32)
-        return keeper.embeddings(), class_scores(model, pooled.reshape(-1, model.embedding_dim))
+        return {
+            row["record_id"]: (
+                vectors,
+                class_scores(model, np.array([row["embedding"]], np.float32)),
+            )
+            for row, vectors in rows
+        }
 
     return measure_drift(resolved.engine, judge)
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from effnet_batch.config import ScoreConfig
 from effnet_batch.models.engine import EngineChoice
-from effnet_batch.pipelines.drift import Drift, Scores, Vectors, measure_drift
+from effnet_batch.pipelines.drift import Drift, Judged, measure_drift
 from effnet_batch.pipelines.drift_videos import EncoderKeeper, golden_rows, golden_task
 from effnet_batch.pipelines.placement import resolve_placement
 from effnet_batch.pipelines.progress import Reporter, Silent
@@ -79,11 +79,11 @@ def score(
 def drift_of_scores(config: ScoreConfig, resolved: ResolvedScoring, sources: pa.Table) -> Drift:
     """Finds out how far the precision moves the scores of some videos, and their embeddings."""
 
-    def judge(choice: EngineChoice) -> tuple[Vectors, Scores]:
+    def judge(choice: EngineChoice) -> Judged:
         task = golden_task(ScoreTask, config, resolved, choice)
         scorer = build_scorer(task)
         encoders = [member.encoder for member in scorer.members]
-        keepers = [EncoderKeeper(encoder) for encoder in encoders if encoder is not None]
+        keepers = [EncoderKeeper(each, choice.precision) for each in encoders if each is not None]
         members = [
             dataclasses.replace(member, encoder=keeper)
             for member, keeper in zip(scorer.members, keepers, strict=True)
@@ -93,15 +93,10 @@ def drift_of_scores(config: ScoreConfig, resolved: ResolvedScoring, sources: pa.
             task,
             sources,
             scorer.viewings,
+            keepers,
             lambda item, opened, clock: score_item(item, opened, scorer, task.stamp, clock),
         )
-        # Members may differ in width; a vector with zeros behind it has the same cosines.
-        widest = max(keeper.embedding_dim for keeper in keepers)
-        vectors = [
-            np.pad(keeper.embeddings(), ((0, 0), (0, widest - keeper.embedding_dim)))
-            for keeper in keepers
-        ]
-        return np.concatenate(vectors), np.array([row["score"] for row in rows], np.float64)
+        return {row["record_id"]: (vectors, np.array([row["score"]])) for row, vectors in rows}
 
     return measure_drift(resolved.engine, judge)
 
