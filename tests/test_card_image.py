@@ -3,7 +3,9 @@
 import functools
 import io
 import sys
+import weakref
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,12 +17,15 @@ from read_sources import source
 
 from effnet_batch.config import EmbedConfig
 from effnet_batch.errors import ConfigError, FetchError, RecordError
+from effnet_batch.media import card_image
 from effnet_batch.media.card_image import CardDecoder, load_nvjpeg, orient
 from effnet_batch.media.image import ImageLimits, decode_image
 from effnet_batch.media.preprocess import Preprocessing
 from effnet_batch.models.architectures import build_model
 from effnet_batch.models.engine_cuda import CUDAEngine
-from effnet_batch.pipelines.resolve import resolve
+from effnet_batch.pipelines import resolution
+from effnet_batch.pipelines.progress import Silent
+from effnet_batch.pipelines.resolve import Resolved, resolve
 from effnet_batch.schema import KIND_TAR
 from effnet_batch.stages.decode import decode_batch, decode_on_card
 from effnet_batch.stages.embed import EmbeddingColumns, embed_batch
@@ -108,7 +113,7 @@ def test_what_is_not_for_the_card_is_decoded_as_ever() -> None:
     beats: list[int] = []
     decoded = decoder(recipe(), decode).decode(list(images.values()), lambda: beats.append(1))
     assert seen == [3]  # whole, grey, again
-    assert len(beats) == len(images) - 3
+    assert len(beats) == len(images) - 3 + 1  # each of the others, and the three at once
     frames = iter(decoded.frames.numpy())
     for name, outcome in zip(images, decoded.outcomes, strict=True):
         try:
@@ -149,6 +154,60 @@ def test_a_full_card_decodes_fewer_at_once() -> None:
         return decode_in_full(files)
 
     assert len(decoder(recipe(), decode).decode(images).frames) == 4
+
+
+@pytest.mark.parametrize("step", ["decode", "fit"])
+def test_an_image_for_which_a_card_has_no_room_is_decoded_as_ever(
+    step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, large = (encode(photograph("coffee").resize(size)) for size in ((90, 80), (900, 800)))
+    fit = card_image.fit
+    calls: list[int] = []
+    beats: list[int] = []
+
+    def decode(files: list[bytes]) -> list[torch.Tensor]:
+        calls.append(len(files))
+        if step == "decode" and large in files:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decode_in_full(files)
+
+    def fit_small(pixels: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
+        if step == "fit" and pixels.shape[2] == 800:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return fit(pixels, preprocessing)
+
+    monkeypatch.setattr(card_image, "fit", fit_small)
+    decoded = decoder(recipe(), decode).decode([small, large, small], lambda: beats.append(1))
+    assert decoded.outcomes == [(90, 80), (900, 800), (90, 80)]
+    wanted = decode_image(large, recipe(), LIMITS).frame
+    np.testing.assert_array_equal(decoded.frames[1].numpy(), wanted)
+    assert calls == [3, 1, 2, 1, 1]
+    assert len(beats) == len(calls) + 1
+
+
+def test_few_pixels_lie_on_the_card_in_full_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(card_image, "_MAX_PORTION_PIXELS", 4 * 90 * 80)
+    sizes = [(90, 80)] * 5 + [(900, 800), (90, 80)]
+    images = [encode(photograph("coffee").resize(size)) for size in sizes]
+    images.insert(2, b"no image")
+    calls: list[int] = []
+    alive: list[weakref.ref[torch.Tensor]] = []
+
+    def decode(files: list[bytes]) -> list[torch.Tensor]:
+        assert not any(each() is not None for each in alive)  # the last portion is off the card
+        calls.append(len(files))
+        decoded = decode_in_full(files)
+        alive[:] = map(weakref.ref, decoded)
+        return decoded
+
+    beats: list[int] = []
+    decoded = decoder(recipe(), decode).decode(images, lambda: beats.append(1))
+    assert calls == [4, 1, 1, 1]
+    assert len(beats) == 4 + 1
+    assert len(decoded.frames) == 7
+    whole = decoder(recipe(), decode_in_full).decode(images)
+    assert whole.outcomes[3:] == decoded.outcomes[3:]
+    np.testing.assert_array_equal(decoded.frames.numpy(), whole.frames.numpy())
 
 
 def test_a_batch_decoded_on_the_card_has_the_rows_of_one_decoded_on_the_cpu() -> None:
@@ -196,6 +255,20 @@ def test_a_model_on_a_cpu_has_no_card_to_decode_on() -> None:
     settings = {"model": "efficientnet_lite0", "weights": "random", "image_size": 64}
     with pytest.raises(ConfigError, match="this model runs on a CPU; leave --gpu-decode out"):
         resolve(EmbedConfig.from_flat({**settings, "device": "cpu", "gpu_decode": True}))
+
+
+def test_nodes_without_a_card_may_belong_to_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = EmbedConfig.from_flat(
+        {"model": "efficientnet_lite0", "weights": "random", "image_size": 64, "gpu_decode": True}
+    )
+    resolved: list[Resolved] = []
+    monkeypatch.setattr(resolution, "first_uri", lambda pending: None)
+    monkeypatch.setattr(resolution, "check_nodes", lambda *found: resolved.append(found[-1]()))
+    run = SimpleNamespace(
+        reporter=Silent(), paths=SimpleNamespace(root="out"), pending=None, storage=None
+    )
+    resolution._check_cluster(run, config, resolve, [(2.0, 1.0), (2.0, 0.0)])
+    assert [each.engine.device for each in resolved] == ["cpu"]
 
 
 @pytest.mark.needs_gpu

@@ -10,7 +10,7 @@ import dataclasses
 import importlib
 import io
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import torch
@@ -33,6 +33,11 @@ _MAX_OVERHANG: Final = 16
 """Beyond this many times the pixels of the model's input, a resized image is made on the CPU."""
 _MAX_GROUP_PIXELS: Final = 16 << 20
 """Of images of one size that are resized together."""
+_MAX_PORTION_PIXELS: Final = 32 << 20
+"""Of images that lie on the card in full at once: 96 MiB, some 170 of 500 x 375 pixels."""
+
+_Fitted = dict[int, tuple[tuple[int, int], torch.Tensor]]
+"""By the image's number: upright width and height in pixels, and uint8 [S, S, 3] on the card."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,27 +88,26 @@ class CardDecoder:
 
         Args:
             images: encoded.
-            beat: is called whenever another image was decoded on the CPU.
+            beat: is called whenever some images were tried on the card, and before each one that
+                is decoded on the CPU.
         """
         outcomes: list[tuple[int, int] | RecordError | None] = [None] * len(images)
         frames: dict[int, torch.Tensor] = {}
-        orientations = {
-            number: orientation
-            for number, data in enumerate(images)
-            if (orientation := self._card_orientation(data)) is not None
-        }
-        groups: dict[tuple[int, int, int], list[tuple[int, torch.Tensor]]] = defaultdict(list)
-        for number, pixels in self._decoded([*orientations], images).items():
-            upright = orient(pixels, orientations[number])
-            height, width = upright.shape[1:]
-            outcomes[number] = (width, height)
-            groups[height, width, orientations[number]].append((number, upright))
-        for (height, width, _), members in groups.items():
-            most = max(1, _MAX_GROUP_PIXELS // (height * width))
-            for start in range(0, len(members), most):
-                alike = members[start : start + most]
-                fitted = fit(torch.stack([each for _, each in alike]), self._preprocessing)
-                frames.update(zip((number for number, _ in alike), fitted, strict=True))
+        orientations: dict[int, int] = {}
+        portions: list[list[int]] = []
+        room = 0
+        for number, data in enumerate(images):
+            if (header := self._card_header(data)) is None:
+                continue
+            orientations[number], num_pixels = header
+            if num_pixels > room:
+                portions.append([])
+                room = _MAX_PORTION_PIXELS
+            portions[-1].append(number)
+            room -= num_pixels
+        for portion in portions:
+            for number, (size, frame) in self._on_card(portion, images, orientations, beat).items():
+                outcomes[number], frames[number] = size, frame
         for number, data in enumerate(images):
             if outcomes[number] is None:
                 beat()
@@ -114,34 +118,69 @@ class CardDecoder:
                 else:
                     outcomes[number] = (decoded.width, decoded.height)
                     frames[number] = torch.from_numpy(decoded.frame).to(self._device)
-        size = self._preprocessing.image_size
-        empty = torch.empty((0, size, size, 3), dtype=torch.uint8, device=self._device)
+        side = self._preprocessing.image_size
+        empty = torch.empty((0, side, side, 3), dtype=torch.uint8, device=self._device)
         joined = torch.stack([frames[number] for number in sorted(frames)]) if frames else empty
         if self._device.type == "cuda":
             # Whoever takes them from here works in queues of its own.
             torch.cuda.current_stream(self._device).synchronize()
         return CardFrames(joined, [each for each in outcomes if each is not None])
 
-    def _decoded(self, numbers: list[int], images: Sequence[bytes]) -> dict[int, torch.Tensor]:
-        """Returns those of the numbered images that the card can decode."""
-        if not numbers:
+    def _on_card(
+        self,
+        numbers: list[int],
+        images: Sequence[bytes],
+        orientations: Mapping[int, int],
+        beat: Callable[[], None],
+    ) -> _Fitted:
+        """Returns those of the numbered images that the card can decode and has room for."""
+        fitted = self._fitted(numbers, images, orientations)
+        beat()
+        if fitted is not None:
+            return fitted
+        if len(numbers) == 1:
             return {}
+        half = len(numbers) // 2
+        first = self._on_card(numbers[:half], images, orientations, beat)
+        return first | self._on_card(numbers[half:], images, orientations, beat)
+
+    def _fitted(
+        self, numbers: list[int], images: Sequence[bytes], orientations: Mapping[int, int]
+    ) -> _Fitted | None:
+        """Returns None where one is damaged, and nothing says which, or there is too little room.
+
+        What was decoded in full is off the card then, so that fewer at once may fit.
+        """
         try:
             decoded = self._decode_jpegs([images[number] for number in numbers])
-        except torch.OutOfMemoryError:
-            if len(numbers) == 1:
-                raise
         except RuntimeError:
-            # One is damaged, and nothing says which; Pillow decides what becomes of it.
-            if len(numbers) == 1:
-                return {}
-        else:
-            return dict(zip(numbers, decoded, strict=True))
-        half = len(numbers) // 2
-        return self._decoded(numbers[:half], images) | self._decoded(numbers[half:], images)
+            return None
+        try:
+            return self._fit_groups(numbers, decoded, orientations)
+        except torch.OutOfMemoryError:
+            return None
 
-    def _card_orientation(self, data: bytes) -> int | None:
-        """Returns the EXIF orientation of an image for the card; None for one for the CPU."""
+    def _fit_groups(
+        self, numbers: list[int], decoded: list[torch.Tensor], orientations: Mapping[int, int]
+    ) -> _Fitted:
+        """Orients, resizes and crops decoded images, those of one size together."""
+        groups: dict[tuple[int, int, int], list[int]] = defaultdict(list)
+        for place, number in enumerate(numbers):
+            decoded[place] = orient(decoded[place], orientations[number])
+            height, width = decoded[place].shape[1:]
+            groups[width, height, orientations[number]].append(place)
+        fitted: _Fitted = {}
+        for (width, height, _), places in groups.items():
+            most = max(1, _MAX_GROUP_PIXELS // (height * width))
+            for start in range(0, len(places), most):
+                alike = places[start : start + most]
+                frames = fit(torch.stack([decoded[at] for at in alike]), self._preprocessing)
+                for place, frame in zip(alike, frames, strict=True):
+                    fitted[numbers[place]] = ((width, height), frame)
+        return fitted
+
+    def _card_header(self, data: bytes) -> tuple[int, int] | None:
+        """Returns orientation and pixels of an image for the card; None for one for the CPU."""
         is_whole = data[-64:].rstrip(b"\0").endswith(_END_OF_IMAGE)
         if len(data) > self._limits.max_bytes or not is_whole or detect_type(data) != "JPEG":
             return None
@@ -151,7 +190,9 @@ class CardDecoder:
                 is_plain = image.mode in ("RGB", "L") and image.info.get("adobe_transform", 1) == 1
                 width, height = self._preprocessing.resized_size(*image.size)
                 is_bounded = width * height <= _MAX_OVERHANG * self._preprocessing.image_size**2
-                return orientation_of(image) if is_plain and is_bounded else None
+                if not (is_plain and is_bounded):
+                    return None
+                return orientation_of(image), image.width * image.height
         except Exception:  # noqa: BLE001  Pillow's decoder says what is wrong with it
             return None
 

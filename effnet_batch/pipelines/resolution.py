@@ -44,7 +44,12 @@ _PACKAGES: Final = (
     "opencv-python-headless",
 )
 
-_PLAIN_ENGINE: Final = {"device": "cpu", "engine": "torch", "precision": "fp32"}
+_PLAIN_ENGINE: Final = {
+    "device": "cpu",
+    "engine": "torch",
+    "precision": "fp32",
+    "gpu_decode": False,
+}
 
 Nodes = list[tuple[float, float]]
 """CPUs and GPUs of every node."""

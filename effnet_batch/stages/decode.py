@@ -97,7 +97,7 @@ def decode_on_card(
         items: what `read_items` yields.
         decoder: its RecordErrors become rows.
         stamp: goes into every row.
-        beat: is called whenever another image was decoded.
+        beat: is called whenever some images more were decoded.
     """
     decoded = decoder.decode([item.data for item in items if item.data is not None], beat)
     return DecodedBatch(_rows(items, decoded.outcomes, stamp), decoded.frames)
