@@ -2,34 +2,51 @@
 
 import errno
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import safetensors.torch
 import torch
-from test_training import TINY, make_trainer
+from test_training import TINY, make_trainer, some_batches
 
-from effnet_batch.errors import OutageError
+from effnet_batch.config import FinetuneConfig, OptimisationSettings
+from effnet_batch.errors import ConfigError, OutageError
+from effnet_batch.pipelines import finetune
 from effnet_batch.storage import Storage, atomic, local
+from effnet_batch.training import worker
 from effnet_batch.training.trainer import Trainer
-from effnet_batch.training.worker import BEST_FILE, TrainTask, _History, _keep, _latest_state
+from effnet_batch.training.worker import (
+    BEST_FILE,
+    TrainTask,
+    _History,
+    _keep,
+    _latest_state,
+    best_epoch,
+    epochs_of,
+    train_worker,
+)
 
 
 def task_in(folder: Path, fingerprint: str = "a" * 16) -> TrainTask:
     objective: Any = types.SimpleNamespace(fingerprint=fingerprint, checkpoint=checkpoint_of)
-    return TrainTask(objective=objective, folder=str(folder), messages=None)
+    return TrainTask(objective=objective, folder=str(folder), device="cpu", messages=None)
 
 
 def checkpoint_of(model: torch.nn.Module) -> bytes:
     return safetensors.torch.save(dict(model.state_dict()))
 
 
+def line_of(epoch: int, auc: float, log_loss: float) -> dict[str, Any]:
+    return {"epoch": epoch, "unix_seconds": 1.0, "val_auc": auc, "val_log_loss": log_loss}
+
+
 def keep_epoch(task: TrainTask, trainer: Trainer, metric: float) -> None:
     """Does what a worker does when an epoch is done."""
     trainer.epoch += 1
-    line = {"epoch": trainer.epoch, "unix_seconds": 1.0, "val_auc": metric}
-    history = _History("val_auc", [line])
+    history = _History("auc", [line_of(trainer.epoch, metric, 0.5)])
     _keep(Storage(), task, trainer, history)
 
 
@@ -69,3 +86,106 @@ def test_states_of_other_settings_do_not_outlive_their_best_checkpoint(tmp_path:
     assert sorted(path.name for path in tmp_path.glob("state-*")) == [
         f"state-{'a' * 16}-{epoch:06}.pt" for epoch in (3, 4)
     ]
+
+
+def test_of_equal_epochs_the_surest_is_kept() -> None:
+    step = {"epoch": 1, "step": 1, "loss": 0.1}
+    lines = [step, line_of(1, 0.9, 0.1), line_of(2, 1.0, 0.6), line_of(3, 1.0, 0.2)]
+    later = [line_of(4, 1.0, 0.2), line_of(5, 0.9, 0.0)]
+    assert best_epoch(epochs_of(lines), "auc")["epoch"] == 3
+    assert best_epoch(epochs_of(lines + later), "auc")["epoch"] == 3
+    assert _History("auc", lines).epochs_since_best == 0
+    history = _History("auc", lines + later)
+    assert [history.is_exhausted(patience) for patience in (None, 1, 2, 3)] == [
+        False, True, True, False,
+    ]  # fmt: skip
+    assert not _History("auc", []).is_exhausted(1)
+
+
+class Cluster:
+    """Stands for Ray and the driver of one worker: what it is told, and on which device it trains.
+
+    Its epochs have a step; of the validation of each the figures are the same.
+    """
+
+    def __init__(self, folder: Path, *, epochs: int, patience: int | None) -> None:
+        self.told: list[str] = []
+        self.devices: list[str] = []
+        self.num_reports = 0
+        ours: Any = types.SimpleNamespace(
+            METRIC="auc",
+            fingerprint="a" * 16,
+            checkpoint=checkpoint_of,
+            optimisation=OptimisationSettings(epochs=epochs, patience=patience, clips_per_step=4),
+            storage=Storage().options,
+            samples=pa.table({"label": [0, 1, 0, 1]}),
+            validation=pa.table({"label": [0, 1]}),
+            make_trainer=self.make_trainer,
+            open=lambda storage: self,
+            measure=lambda judged: {"auc": 1.0, "log_loss": 0.5},
+        )
+        board: Any = types.SimpleNamespace(
+            tell=types.SimpleNamespace(remote=self.told.append),
+            reason=types.SimpleNamespace(remote=lambda: None),
+        )
+        self.task = TrainTask(objective=ours, folder=str(folder), device="cpu", messages=board)
+
+    def make_trainer(self, storage: Storage, *, device: str, **sizes: Any) -> Trainer:
+        self.devices.append(device)
+        return make_trainer(TINY, epochs=self.task.objective.optimisation.epochs)
+
+    def batches(self, *arguments: Any, **sizes: Any) -> Iterator[Any]:
+        return iter(some_batches(1))
+
+    def judge(self, model: torch.nn.Module, rows: pa.Table, *, device: str) -> list[float]:
+        self.devices.append(device)
+        return [0.0] * len(rows)
+
+    def get(self, found: Any) -> Any:
+        return found
+
+    @property
+    def train(self) -> Any:
+        context = types.SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
+        return types.SimpleNamespace(get_context=lambda: context, report=self.report)
+
+    def report(self, metrics: dict[str, Any]) -> None:
+        self.num_reports += 1
+
+
+def test_training_that_has_ended_does_not_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Ray shows the GPUs of a node to workers that have none of them.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for epochs, patience, expected in ((9, 1, 2), (9, 1, 0), (3, 2, 1), (3, 2, 0)):
+        cluster = Cluster(tmp_path, epochs=epochs, patience=patience)
+        monkeypatch.setattr(worker, "ray", cluster)
+        train_worker({"task": cluster.task})
+        assert cluster.num_reports == expected
+        assert set(cluster.devices) == {"cpu"}
+        ended = "no better epoch for 1 epochs: training ends"
+        assert cluster.told[expected:] == ([ended] if patience == 1 else [])
+
+
+@pytest.mark.parametrize(
+    ("device", "num_gpus", "expected"),
+    [
+        ("auto", 0, "cpu"),
+        ("auto", 2, "cuda"),
+        ("auto", 1, "a GPU each, the cluster has 1; lower"),
+        ("cpu", 2, "cpu"),
+        ("cuda", 2, "cuda"),
+        ("cuda", 0, "a GPU each, the cluster has 0; lower --num-workers, or use --device cpu"),
+    ],
+)
+def test_where_it_is_trained(
+    device: str, num_gpus: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finetune, "cluster_cpus_and_gpus", lambda: [(4.0, num_gpus), (4.0, 0)])
+    config = FinetuneConfig.from_flat({"device": device, "num_workers": 2})
+    if expected in ("cpu", "cuda"):
+        assert finetune._choose_device(config) == expected
+        return
+    with pytest.raises(ConfigError, match=expected):
+        finetune._choose_device(config)

@@ -97,7 +97,8 @@ class OptimisationSettings:
     )
     patience: int | None = setting(
         None,
-        "Epochs without a better validation AUC, of images top-1, after which it ends.",
+        "Epochs without a better one (by validation AUC, of images top-1, then by log loss), after "
+        "which it ends.",
         minimum=1,
     )
     mixed_precision: str = setting(

@@ -30,7 +30,14 @@ from effnet_batch.training.objective import Objective
 from effnet_batch.training.plan import side_at
 from effnet_batch.training.tracking import check_tracker, tracked
 from effnet_batch.training.videos import VideoObjective
-from effnet_batch.training.worker import BEST_FILE, METRICS_FILE, TrainTask, train_worker
+from effnet_batch.training.worker import (
+    BEST_FILE,
+    METRICS_FILE,
+    TrainTask,
+    best_epoch,
+    epochs_of,
+    train_worker,
+)
 
 MODEL_FILE: Final = "model.safetensors"
 PREPARED_FOLDER: Final = "prepared"
@@ -62,7 +69,8 @@ class Finetuned:
     left_out: dict[str, int]
     """Records that were neither trained nor validated on, by reason."""
     data_wait_share: float
-    """Of the last epoch: share of the time in which a worker waited for clips."""
+    """Of the last epoch's steps: share of the time in which the first worker waited for what it
+    trains on, also for the first of it."""
 
 
 def finetune(
@@ -104,6 +112,7 @@ def finetune(
         OutputLock(storage, join(root, "_lock.json"), new_run_id()),
         ray_session(config.group(ActorSettings).address),
     ):
+        device = _choose_device(config)
         objective, left_out = _objective(manifest, root, config, storage, reporter)
         for reason, count in sorted(left_out.items()):
             reporter.warning(f"{count:,} {objective.NOUN}s are left out: {reason}")
@@ -116,7 +125,8 @@ def finetune(
             settings={"manifest": manifest, "output": root, **config.to_flat()},
             warn=reporter.warning,
         ):
-            _train(config, TrainTask(objective=objective, folder=folder, messages=None), reporter)
+            task = TrainTask(objective=objective, folder=folder, device=device, messages=None)
+            _train(config, task, reporter)
         best, target = join(folder, BEST_FILE), join(root, MODEL_FILE)
         if isinstance(objective, VideoObjective):
             sha256 = export_detector(storage, best, target, objective, config, reporter)
@@ -148,10 +158,9 @@ def _finetuned(
     sha256: str,
     left_out: dict[str, int],
 ) -> Finetuned:
-    metric = f"val_{objective.METRIC}"
     lines = storage.read(join(folder, METRICS_FILE)).decode().splitlines()
-    epochs = [line for line in map(json.loads, lines) if metric in line]
-    kept = max(epochs, key=lambda line: (line[metric], -line["epoch"]))
+    epochs = epochs_of(map(json.loads, lines))
+    kept = best_epoch(epochs, objective.METRIC)
     return Finetuned(
         checkpoint=checkpoint,
         sha256=sha256,
@@ -239,19 +248,31 @@ def _messages(reporter: Reporter) -> Iterator[Any]:
         pass_on()
 
 
+def _choose_device(config: FinetuneConfig) -> str:
+    """Returns what the cluster's training workers run on, ``cpu`` or ``cuda``.
+
+    Raises:
+        ConfigError: it has too few GPUs.
+    """
+    gpus = sum(gpus for _, gpus in cluster_cpus_and_gpus())
+    device, num_workers = config.engine.device, config.cluster.num_workers
+    if device == "cpu" or (device == "auto" and gpus < 1):
+        return "cpu"
+    if gpus < num_workers:
+        raise ConfigError(
+            f"{num_workers} training workers need a GPU each, the cluster has {gpus:g}; lower "
+            "--num-workers, or use --device cpu"
+        )
+    return "cuda"
+
+
 def _train(config: FinetuneConfig, task: TrainTask, reporter: Reporter) -> None:
     """Runs the train loop on the cluster.
 
     Raises:
         JobError: it failed more often than allowed, or for a reason that will not go away.
     """
-    gpus = sum(gpus for _, gpus in cluster_cpus_and_gpus())
-    use_gpu = gpus >= 1 and config.engine.device != "cpu"
-    if use_gpu and gpus < config.cluster.num_workers:
-        raise ConfigError(
-            f"{config.cluster.num_workers} training workers need a GPU each, the cluster has "
-            f"{gpus:g}; lower --num-workers"
-        )
+    use_gpu = task.device == "cuda"
     with _messages(reporter) as board, tempfile.TemporaryDirectory() as folder:
         trainer = TorchTrainer(
             train_worker,

@@ -53,7 +53,8 @@ class Objective(abc.ABC):
     """Plain values that travel to every worker; no secret and no open file."""
 
     METRIC: ClassVar[str]
-    """Name of the metric of validation of which the epoch with the most is kept."""
+    """Name of the metric of validation of which the epoch with the most is kept, of equals the one
+    with the least ``log_loss``."""
 
     NOUN: ClassVar[str]
     """What a record is called."""
@@ -81,7 +82,10 @@ class Objective(abc.ABC):
 
     @abc.abstractmethod
     def measure(self, judged: Sequence[Any]) -> dict[str, float]:
-        """Returns the metrics of what `Examples.judge` made of all rows of ``validation``."""
+        """Returns the metrics of what `Examples.judge` made of all rows of ``validation``.
+
+        Among them are `METRIC` and ``log_loss``.
+        """
 
     @abc.abstractmethod
     def checkpoint(self, model: nn.Module) -> bytes:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import time
+from collections.abc import Iterable
 from typing import Any, Final
 
 import ray
@@ -22,6 +23,7 @@ BEST_FILE: Final = "best.safetensors"
 EVENTS_FOLDER: Final = "events"
 """TensorBoard's files, in a folder for each run that was trained here, named by fingerprint."""
 
+_LOG_LOSS: Final = "val_log_loss"
 _STATES_KEPT: Final = 2
 _SECONDS_BETWEEN_MESSAGES: Final = 2.0
 
@@ -34,6 +36,9 @@ class TrainTask:
     """What is trained, and on what."""
     folder: str
     """Where states, metrics and the best checkpoint are written."""
+    device: str
+    """``cpu`` or ``cuda``. A worker cannot tell by itself: Ray leaves the GPUs of a node visible to
+    those that asked for none."""
     messages: Any
     """Handle of the actor that shows messages to the user, ``tell(text)``, and knows the ``reason``
     for which training was given up, ``give_up(reason)``."""
@@ -44,13 +49,34 @@ class _History:
     """What earlier epochs came to."""
 
     metric: str
-    """The key of the lines of which the best epoch has the most."""
+    """As for `best_epoch`."""
     lines: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     @property
     def epochs_since_best(self) -> int:
-        found = [line[self.metric] for line in self.lines if self.metric in line]
-        return len(found) - 1 - found.index(max(found)) if found else 0
+        epochs = epochs_of(self.lines)
+        return epochs[-1]["epoch"] - best_epoch(epochs, self.metric)["epoch"] if epochs else 0
+
+    def is_exhausted(self, patience: int | None) -> bool:
+        return patience is not None and self.epochs_since_best >= patience
+
+
+def epochs_of(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the lines of whole epochs, without those of single steps."""
+    return [line for line in lines if _LOG_LOSS in line]
+
+
+def best_epoch(epochs: Iterable[dict[str, Any]], metric: str) -> dict[str, Any]:
+    """Returns the line of the epoch that is kept.
+
+    It has the most of the metric. Few records to validate on soon reach the most there is, while
+    their log loss goes on falling: of equals the least of it decides, then the earlier epoch.
+
+    Args:
+        epochs: lines of `epochs_of`; at least one.
+        metric: `Objective.METRIC`.
+    """
+    return max(epochs, key=lambda line: (line[f"val_{metric}"], -line[_LOG_LOSS], -line["epoch"]))
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -73,26 +99,30 @@ def train_worker(config: dict[str, Any]) -> None:
 def _train(task: TrainTask) -> None:
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu":
+    if task.device == "cpu":
         torch.set_num_threads(1)
+    else:
+        # For the whole process, as the engine sets them that validates: without, the first epoch
+        # would be computed otherwise than those behind the first validation, or behind a restart.
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.benchmark = True
     objective = task.objective
     settings = objective.optimisation
     storage = Storage(objective.storage)
     trainer = objective.make_trainer(
         storage,
         steps_per_epoch=-(-len(objective.samples) // settings.clips_per_step),
-        device=device,
+        device=task.device,
         num_workers=num_workers,
     )
     examples = objective.open(storage)
-    history = _History(f"val_{objective.METRIC}")
+    history = _History(objective.METRIC)
     if state := _latest_state(storage, task):
         trainer.load(storage.read(state))
         history.lines = _read_lines(storage, task, trainer.epoch)
     weights = class_weights(objective.samples["label"].to_pylist(), balance=settings.balance)
-    while trainer.epoch < settings.epochs:
-        epoch = _Epoch(task, examples, trainer, rank, num_workers, device, weights)
+    while trainer.epoch < settings.epochs and not history.is_exhausted(settings.patience):
+        epoch = _Epoch(task, examples, trainer, rank, num_workers, weights)
         history.lines += epoch.train()
         line = epoch.validate()
         history.lines.append(line)
@@ -101,12 +131,8 @@ def _train(task: TrainTask) -> None:
             _keep(storage, task, trainer, history)
             task.messages.tell.remote(_describe(line, settings.epochs))
         ray.train.report({"epoch": trainer.epoch, **line})
-        if settings.patience is not None and history.epochs_since_best >= settings.patience:
-            if rank == 0:
-                task.messages.tell.remote(
-                    f"no better {objective.METRIC} for {settings.patience} epochs: training ends"
-                )
-            return
+    if rank == 0 and trainer.epoch < settings.epochs:
+        task.messages.tell.remote(f"no better epoch for {settings.patience} epochs: training ends")
 
 
 class _Epoch:
@@ -119,11 +145,10 @@ class _Epoch:
         trainer: Trainer,
         rank: int,
         num_workers: int,
-        device: str,
         weights: dict[int, float],
     ) -> None:
         self._objective, self._messages = task.objective, task.messages
-        self._examples, self._trainer, self._device = examples, trainer, device
+        self._examples, self._trainer, self._device = examples, trainer, task.device
         self._rank, self._num_workers, self._weights = rank, num_workers, weights
         self._waited_share = 0.0
         self._mean_loss = 0.0
@@ -146,6 +171,7 @@ class _Epoch:
             )
             for start in range(0, len(plan), settings.clips_per_step)
         ]
+        began = time.perf_counter()
         batches = self._examples.batches(
             share_of(plan, self._rank, self._num_workers),
             self._weights,
@@ -154,13 +180,11 @@ class _Epoch:
         )
         trainer.start_epoch(self._rank)
         lines: list[dict[str, Any]] = []
-        told = began = time.perf_counter()
+        told = time.perf_counter()
         for number, total in enumerate(totals):
             asked = time.perf_counter()
             batch = next(batches)
             waited = time.perf_counter() - asked
-            if number == 0:
-                began = time.perf_counter()
             loss = self._sum(trainer.train_step(batch, total))
             lines.append(
                 {
@@ -176,8 +200,7 @@ class _Epoch:
                 text = f"step {number + 1}/{len(totals)}, loss {loss:.4f}"
                 self._messages.tell.remote(f"epoch {trainer.epoch + 1}: {text}")
         assert next(batches, None) is None, "a batch for each step"
-        # All but the first, for which the epoch begins.
-        waits = sum(line["wait_seconds"] for line in lines[1:])
+        waits = sum(line["wait_seconds"] for line in lines)
         self._waited_share = waits / (time.perf_counter() - began)
         self._mean_loss = sum(line["loss"] for line in lines) / len(lines)
         return lines
