@@ -25,11 +25,17 @@ from video_files import encode
 
 import effnet_batch
 from effnet_batch.cli import main
+from effnet_batch.config import FinetuneConfig
 from effnet_batch.errors import ConfigError, FingerprintError, InputError, JobError
-from effnet_batch.models.checkpoints import load_checkpoint
+from effnet_batch.models.checkpoints import load_checkpoint, save_checkpoint
 from effnet_batch.pipelines.finetune import Finetuned, finetune
+from effnet_batch.pipelines.finetune_videos import video_objective
 from effnet_batch.pipelines.score import score
 from effnet_batch.pipelines.session import ray_session
+from effnet_batch.pipelines.stored_material import stored_material
+from effnet_batch.storage import Storage
+from effnet_batch.training.network import build_network
+from effnet_batch.training.objective import Objective
 
 SETTINGS: dict[str, Any] = {
     "network": "efficientnet_lite0",
@@ -288,6 +294,32 @@ def test_a_head_is_trained_on_stored_frames(
     )
     assert len(judged) == 4
     assert epochs[found.best_epoch - 1]["val_log_loss"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_another_file_under_the_same_name_is_another_training(stored: Path, tmp_path: Path) -> None:
+    path = str(tmp_path / "start.safetensors")
+    storage = Storage()
+
+    def write_start(training_seed: int) -> None:
+        config = FinetuneConfig.from_flat({**SETTINGS, "training_seed": training_seed})
+        model, info, _ = build_network(config.network, config.optimisation, storage)
+        save_checkpoint(path, model, info)
+
+    def find_objective() -> Objective:
+        config = FinetuneConfig.from_flat({"start": path})
+        material = stored_material(str(stored), config, storage, Told())
+        return video_objective(material, config, storage, Told())[0]
+
+    sizes: dict[str, Any] = {"steps_per_epoch": 1, "device": "cpu", "num_workers": 1}
+    write_start(0)
+    first = find_objective()
+    assert find_objective().fingerprint == first.fingerprint
+    first.make_trainer(storage, **sizes)
+    write_start(1)
+    assert find_objective().fingerprint != first.fingerprint
+    # Nor does a worker start from it that was told of the first.
+    with pytest.raises(FingerprintError, match=f"{first.start_sha256} where the run was resolved"):
+        first.make_trainer(storage, **sizes)
 
 
 def test_a_loss_that_is_no_number_is_not_tried_again(stored: Path, tmp_path: Path) -> None:

@@ -335,3 +335,36 @@ def test_the_sequence_is_what_is_learnt() -> None:
     assert found["frames"] is not None
     assert found["sequence"] >= 0.95
     assert found["frames"] < 0.7
+
+
+@pytest.mark.parametrize("ema", [None, 0.5])
+def test_workers_judge_by_the_mean_of_their_statistics(
+    ema: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def statistics(trainer: Trainer) -> list[torch.Tensor]:
+        models = (trainer.model, trainer.judged) if ema else (trainer.model,)
+        return [
+            buffer.clone()
+            for model in models
+            for name, buffer in model.named_buffers()
+            if name.endswith(("running_mean", "running_var"))
+        ]
+
+    trainers = [make_trainer(TINY, freeze_batchnorm=False, ema=ema) for _ in range(3)]
+    for seed, trainer in enumerate(trainers):
+        losses_of(trainer, some_batches(1, seed=seed))
+    found = [statistics(trainer) for trainer in trainers]
+    others = [sum(each) for each in zip(*found[1:], strict=True)]
+    # Stands for the process group of the three: adds what the other two have.
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda mine: mine.add_(others.pop(0)))
+    trainers[0]._num_workers = 3
+    trainers[0].share_statistics()
+    assert not others
+    for mine, *theirs in zip(statistics(trainers[0]), *found, strict=True):
+        assert torch.allclose(mine, sum(theirs) / 3)
+        assert not torch.equal(mine, theirs[0])
+
+    frozen = make_trainer(TINY, ema=ema)
+    frozen.start_epoch(0)
+    frozen._num_workers = 3
+    frozen.share_statistics()  # would take from an empty list

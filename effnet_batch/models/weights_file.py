@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from effnet_batch.errors import FetchError, OutageError, WeightsError
+from effnet_batch.errors import FetchError, FingerprintError, OutageError, WeightsError
 from effnet_batch.models.checkpoint import MAX_WEIGHTS_BYTES
 from effnet_batch.storage import Storage, canonical_uri, local_path, scheme_of, split_signature
 
@@ -163,6 +163,19 @@ def _hub_file(spec: str) -> tuple[Path, dict[str, Any] | None]:
         # Only unknown weights need it, and their error says what to state instead.
         config = None
     return path, None if config is None else _read_config(config)
+
+
+def check_sha256(name: str, found: str, expected: str) -> None:
+    """Compares the file that a node has with the one that the run was resolved to.
+
+    Raises:
+        FingerprintError: they differ.
+    """
+    if found != expected:
+        raise FingerprintError(
+            f"the weights {name} have sha256 {found} on this node and {expected} where the run "
+            f"was resolved"
+        )
 
 
 def _read_config(path: Path) -> dict[str, Any] | None:

@@ -22,6 +22,7 @@ from effnet_batch.pipelines.splits import (
 from effnet_batch.storage import Storage
 from effnet_batch.training.image_feed import IMAGES_SCHEMA
 from effnet_batch.training.images import ImageObjective
+from effnet_batch.training.network import load_backbone
 
 _COLUMNS = ("uri", "member", *ABOUT, "status", "record_id", "images_uri", "offset", "size_bytes")
 _MAX_SHOWN = 5
@@ -61,12 +62,15 @@ def image_objective(
         f"{min(counts.values()):,} to {max(counts.values()):,} each, validating on {len(judged):,}"
     )
     digest = json.dumps([resolved.fingerprint.digest, class_names])
+    info = load_backbone(config.network, storage).weights_info
+    assert info is not None
     objective = ImageObjective(
         network=config.network,
         optimisation=config.optimisation,
         augmentation=config.augmentation,
         storage=storage.options,
-        fingerprint=training_fingerprint(config, digest, samples, judged),
+        start_sha256=info.sha256,
+        fingerprint=training_fingerprint(config, digest, info.sha256, samples, judged),
         samples=samples,
         validation=judged,
         preprocessing=resolved.preprocessing,

@@ -33,12 +33,15 @@ def video_objective(
     )
     columns = {"clips_uri": "uri", "record_id": "record_id", "label": "label"}
     validation = validation.select(list(columns)).rename_columns(list(columns.values()))
-    fingerprint = training_fingerprint(config, material.digest, samples, validation)
+    fingerprint = training_fingerprint(
+        config, material.digest, material.start_sha256, samples, validation
+    )
     objective = VideoObjective(
         network=config.network,
         optimisation=config.optimisation,
         augmentation=config.augmentation,
         storage=storage.options,
+        start_sha256=material.start_sha256,
         fingerprint=fingerprint,
         samples=samples,
         validation=validation,

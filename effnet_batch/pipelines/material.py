@@ -37,6 +37,8 @@ class Material:
     """How the classifier is run that comes of it."""
     view: View
     """What of a video it is shown."""
+    start_sha256: str
+    """Of the file that the network starts from."""
     digest: str
     """Of everything that the clips depend on beside the videos."""
     frames: StoredFrames | None = None
@@ -51,7 +53,7 @@ def prepared_material(
     Raises:
         InputError: a label means neither class, or no video is left.
     """
-    _, info = build_network(config.network, config.optimisation, storage)
+    _, info, sha256 = build_network(config.network, config.optimisation, storage)
     columns = ("uri", "member", *ABOUT, "status", "record_id", "clips_uri", "clip_lengths")
     tables = Ledger.scan(storage, prepared_data(prepared)).live(columns)
     rows = (row for table in tables for row in table.to_pylist())
@@ -61,6 +63,7 @@ def prepared_material(
         left_out=left_out,
         info=dataclasses.replace(info, sampling=resolved.sampling, faces=resolved.faces),
         view=resolved.view,
+        start_sha256=sha256,
         digest=resolved.fingerprint.digest,
     )
 

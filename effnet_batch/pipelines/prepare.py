@@ -193,7 +193,7 @@ def resolve_clips(config: FinetuneConfig) -> ResolvedClips:
         ConfigError: the settings contradict each other, or there is nothing to start from.
     """
     storage = Storage(storage_options(config))
-    _, info = build_network(config.network, config.optimisation, storage)
+    _, info, _ = build_network(config.network, config.optimisation, storage)
     try:
         resolved = ResolvedClips(
             network=info.name,

@@ -13,9 +13,9 @@ import torch
 from effnet_batch.config import RescoreConfig
 from effnet_batch.errors import OutageError, RecordError
 from effnet_batch.ledger import read_frames_of
+from effnet_batch.models.weights_file import check_sha256
 from effnet_batch.pipelines.progress import UnitProgress
 from effnet_batch.pipelines.rescore_resolve import ResolvedRescoring
-from effnet_batch.pipelines.resolution import check_sha256
 from effnet_batch.pipelines.score_resolve import load_checkpoints
 from effnet_batch.pipelines.units import Task, part_writer, receipt
 from effnet_batch.schema import videos_schema

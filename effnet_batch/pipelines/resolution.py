@@ -270,19 +270,6 @@ def _card_share(actors: ActorSettings) -> float:
     return min(1.0, actors.gpus_per_actor or 1.0)
 
 
-def check_sha256(name: str, found: str, expected: str) -> None:
-    """Compares the file that a node has with the one that the run was resolved to.
-
-    Raises:
-        FingerprintError: they differ.
-    """
-    if found != expected:
-        raise FingerprintError(
-            f"the weights {name} have sha256 {found} on this node and {expected} where the run "
-            f"was resolved"
-        )
-
-
 def library_versions() -> dict[str, str]:
     """Returns the versions of the libraries that numbers may depend on."""
     found = {}

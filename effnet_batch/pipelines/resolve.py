@@ -13,9 +13,9 @@ from effnet_batch.media.preprocess import Preprocessing
 from effnet_batch.models.backbone import Backbone
 from effnet_batch.models.engine import EngineChoice
 from effnet_batch.models.weights import load_model
+from effnet_batch.models.weights_file import check_sha256
 from effnet_batch.pipelines.resolution import (
     Resolution,
-    check_sha256,
     choose_engine,
     fit_engine,
     library_versions,

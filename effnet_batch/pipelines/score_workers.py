@@ -7,7 +7,7 @@ import pyarrow as pa
 import torch
 
 from effnet_batch.config import ScoreConfig, VideoLimitSettings
-from effnet_batch.pipelines.resolution import check_sha256
+from effnet_batch.models.weights_file import check_sha256
 from effnet_batch.pipelines.score_resolve import ResolvedScoring, load_checkpoints
 from effnet_batch.pipelines.video_workers import VideoTask, VideoWorker, build_encoder
 from effnet_batch.stages.frames import FrameSpool

@@ -102,12 +102,16 @@ def _held_out(groups: list[str], config: FinetuneConfig) -> set[str]:
     return set(ranked[: max(1, round(len(groups) * config.optimisation.val_fraction))])
 
 
-def training_fingerprint(config: FinetuneConfig, digest: str, *tables: pa.Table) -> str:
+def training_fingerprint(
+    config: FinetuneConfig, digest: str, start_sha256: str, *tables: pa.Table
+) -> str:
     """Returns what the states of a training depend on, as 16 hex digits.
 
     Args:
         config: its settings of network, optimisation and augmentation count.
         digest: of what else the training depends on.
+        start_sha256: of the file that the network starts from, which may be another one by now
+            under the same name.
         tables: what is trained and validated on.
     """
     settings = {
@@ -117,7 +121,7 @@ def training_fingerprint(config: FinetuneConfig, digest: str, *tables: pa.Table)
         # With other patience it goes on from what is there.
         if name not in ("patience", "micro_batch")
     }
-    found = hashlib.sha256(json.dumps([settings, digest]).encode())
+    found = hashlib.sha256(json.dumps([settings, digest, start_sha256]).encode())
     for table in tables:
         found.update(json.dumps(table.to_pylist()).encode())
     return found.hexdigest()[:16]

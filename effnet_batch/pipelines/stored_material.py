@@ -65,7 +65,7 @@ def stored_material(
             f"{paths.root} is not complete ({report.num_pending:,} sources pending, "
             f"{len(report.problems)} problems): what it has is trained on"
         )
-    model, info = build_network(config.network, config.optimisation, storage)
+    model, info, sha256 = build_network(config.network, config.optimisation, storage)
     digest, fields = _find_frames(run["frames"], model, paths.root)
     sampling, faces = _described(fields)
     shown = {name: fields[name] for name in ("max_frames", "segment_seconds")}
@@ -81,7 +81,13 @@ def stored_material(
     rows = _rows(ledger, frames, view.max_clip_frames, storage)
     videos, left_out = labelled_records(rows, config, storage, parse_label)
     return Material(
-        videos=videos, left_out=left_out, info=info, view=view, digest=digest, frames=frames
+        videos=videos,
+        left_out=left_out,
+        info=info,
+        view=view,
+        start_sha256=sha256,
+        digest=digest,
+        frames=frames,
     )
 
 

@@ -17,6 +17,7 @@ from effnet_batch.media.preprocess import Preprocessing
 from effnet_batch.models.backbone import Backbone
 from effnet_batch.models.classifier_file import ClassifierInfo, classifier_bytes
 from effnet_batch.models.engine import build_engine
+from effnet_batch.models.weights_file import check_sha256
 from effnet_batch.storage import Storage
 from effnet_batch.training.feed import stream_batches
 from effnet_batch.training.image_feed import ImageFeed, read_images
@@ -178,6 +179,8 @@ class ImageObjective(Objective):
     def make_trainer(self, storage: Storage, **sizes: Any) -> Trainer:
         """Returns a trainer of the network at its start."""
         model = build_image_network(self.network, self.optimisation, self.class_names, storage)
+        assert model.weights_info is not None
+        check_sha256(model.weights_info.name, model.weights_info.sha256, self.start_sha256)
         return ImageTrainer(model, self.preprocessing, self.optimisation, **sizes)
 
     def open(self, storage: Storage) -> Images:

@@ -27,10 +27,11 @@ FACES: Final = {"detector": "yunet"}
 
 def build_network(
     settings: NetworkSettings, training: OptimisationSettings, storage: Storage
-) -> tuple[SequenceClassifier, CheckpointInfo]:
-    """Returns a classifier as training starts, and how it is to be run.
+) -> tuple[SequenceClassifier, CheckpointInfo, str]:
+    """Returns a classifier as training starts, how it is to be run, and what it starts from.
 
-    Fresh layers depend on ``training_seed`` alone, so that every worker builds the same.
+    The last is the SHA-256 of the weights' or the checkpoint's file, 64 hex digits. Fresh
+    layers depend on ``training_seed`` alone, so that every worker builds the same.
 
     Raises:
         ConfigError: no such network, or nothing to start its backbone from.
@@ -43,7 +44,8 @@ def build_network(
             sampling = {**info.sampling, "max_clip_frames": settings.max_clip_frames}
             info = dataclasses.replace(info, sampling=sampling)
         # What was fitted to other scores says nothing of the new ones.
-        return loaded.model, dataclasses.replace(info, calibration=None, licence=None)
+        info = dataclasses.replace(info, calibration=None, licence=None)
+        return loaded.model, info, loaded.sha256
     network = settings.network or NETWORK
     if network not in CONFIGURATIONS:
         raise ConfigError(f"network {network!r}: allowed are {', '.join(sorted(CONFIGURATIONS))}")
@@ -76,7 +78,7 @@ def build_network(
     sampling = dict(SAMPLING)
     if settings.max_clip_frames is not None:
         sampling["max_clip_frames"] = settings.max_clip_frames
-    return model, CheckpointInfo(
+    info = CheckpointInfo(
         name=f"{network}-finetuned",
         sequence=config,
         preprocessing=recipe.preprocessing,
@@ -88,6 +90,7 @@ def build_network(
             tracks="max",
         ),
     )
+    return model, info, recipe.sha256
 
 
 def load_backbone(settings: NetworkSettings, storage: Storage) -> Backbone:

@@ -63,6 +63,8 @@ class Objective(abc.ABC):
     optimisation: OptimisationSettings
     augmentation: AugmentationSettings
     storage: StorageOptions
+    start_sha256: str
+    """Of the file that the network starts from; a worker that finds another one does not train."""
     fingerprint: str
     """Of the run; states of another one are not taken up."""
     samples: pa.Table
@@ -74,7 +76,11 @@ class Objective(abc.ABC):
     def make_trainer(
         self, storage: Storage, *, steps_per_epoch: int, device: str, num_workers: int
     ) -> Trainer:
-        """Returns a trainer at its very start; every worker makes the same."""
+        """Returns a trainer at its very start; every worker makes the same.
+
+        Raises:
+            FingerprintError: the network would start from another file than the run's.
+        """
 
     @abc.abstractmethod
     def open(self, storage: Storage) -> Examples:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -129,6 +130,27 @@ class Trainer(abc.ABC):
         for module in self.model.modules():
             if isinstance(module, resting):
                 module.eval()
+
+    def share_statistics(self) -> None:
+        """Gives every worker the mean of all workers' statistics of batch normalisation.
+
+        Each has moved its own, by its own samples, and one model is validated and kept. What is
+        frozen is left as it is, to the last bit.
+        """
+        if self._num_workers == 1:
+            return
+        moving = [
+            f"{name}.{statistic}"
+            for name, module in self.model.named_modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training
+            for statistic in ("running_mean", "running_var")
+        ]
+        averaged = [] if self._averaged is None else [self._averaged.model]
+        for model in (self.model, *averaged):
+            for name in moving:
+                statistic = model.get_buffer(name)
+                dist.all_reduce(statistic)
+                statistic /= self._num_workers
 
     def train_step(self, batch: Batch, total_weight: float) -> float:
         """Takes one step; returns this worker's part of the step's mean loss.

@@ -14,6 +14,7 @@ from effnet_batch.models.aggregation import score_of
 from effnet_batch.models.checkpoint_file import checkpoint_bytes
 from effnet_batch.models.checkpoint_info import CheckpointInfo
 from effnet_batch.models.sequence import SequenceClassifier
+from effnet_batch.models.weights_file import check_sha256
 from effnet_batch.stages.show import View
 from effnet_batch.storage import Storage
 from effnet_batch.training.feed import Feed
@@ -98,7 +99,8 @@ class VideoObjective(Objective):
 
     def make_trainer(self, storage: Storage, **sizes: Any) -> Trainer:
         """Returns a trainer of the network at its start."""
-        model, _ = build_network(self.network, self.optimisation, storage)
+        model, info, sha256 = build_network(self.network, self.optimisation, storage)
+        check_sha256(info.name, sha256, self.start_sha256)
         return ClipTrainer(
             model,
             self.info.preprocessing,

@@ -11,7 +11,7 @@ import ray.train
 import torch
 import torch.distributed as dist
 
-from effnet_batch.errors import JobError, OutageError
+from effnet_batch.errors import FingerprintError, JobError, OutageError
 from effnet_batch.storage import Storage, join
 from effnet_batch.training.events import event_file, event_file_name, points_of
 from effnet_batch.training.objective import Examples, Objective
@@ -91,7 +91,7 @@ def train_worker(config: dict[str, Any]) -> None:
         _train(task)
     except OutageError:
         raise  # storage may come back
-    except JobError as error:
+    except (FingerprintError, JobError) as error:
         ray.get(task.messages.give_up.remote(str(error)))
         raise
 
@@ -207,6 +207,7 @@ class _Epoch:
 
     def validate(self) -> dict[str, Any]:
         """Judges what is validated on, each worker its share; returns the epoch's line."""
+        self._trainer.share_statistics()
         rows = self._objective.validation
         mine = rows.take(list(range(self._rank, len(rows), self._num_workers)))
         found = self._examples.judge(self._trainer.judged, mine, device=self._device)
