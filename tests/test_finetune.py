@@ -344,6 +344,8 @@ def test_a_loss_that_is_no_number_is_not_tried_again(stored: Path, tmp_path: Pat
         ({"self_blended": 0.5}, ConfigError, "needs the videos"),
         ({"resolutions": ("0:16",)}, ConfigError, "--resolutions needs the videos"),
         ({"limit": 3}, ConfigError, "--limit says nothing of stored frames"),
+        ({"flip": 0.0}, ConfigError, "--flip needs the videos; stored frames cannot be changed"),
+        ({"mixup": 0.2}, ConfigError, "--mixup mixes images"),
     ],
 )
 def test_frames_that_a_head_cannot_be_trained_on(

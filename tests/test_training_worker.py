@@ -1,4 +1,4 @@
-"""What a training worker keeps of an epoch, without Ray."""
+"""What a training worker does and keeps of an epoch, and what its driver refuses, without Ray."""
 
 import errno
 import types
@@ -13,8 +13,10 @@ import torch
 from test_training import TINY, make_trainer, some_batches
 
 from effnet_batch.config import FinetuneConfig, OptimisationSettings
-from effnet_batch.errors import ConfigError, OutageError
+from effnet_batch.errors import ConfigError, FingerprintError, OutageError
+from effnet_batch.media.distortions import PARAMETERS, Distortion
 from effnet_batch.pipelines import finetune
+from effnet_batch.pipelines.stored_material import _check_agrees
 from effnet_batch.storage import Storage, atomic, local
 from effnet_batch.training import worker
 from effnet_batch.training.trainer import Trainer
@@ -189,3 +191,9 @@ def test_where_it_is_trained(
         return
     with pytest.raises(ConfigError, match=expected):
         finetune._choose_device(config)
+
+
+def test_distorted_frames_are_not_trained_on() -> None:
+    fields = {"distortion": str(Distortion(next(iter(PARAMETERS)), 3))}
+    with pytest.raises(FingerprintError, match=r"stored distorted \(\w+:3\), .* without --dist"):
+        _check_agrees(FinetuneConfig(), fields, {}, {}, "name")

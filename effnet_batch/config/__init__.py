@@ -20,10 +20,12 @@ from effnet_batch.config.finetune import (
 from effnet_batch.config.groups import (
     ActorSettings,
     ClusterSettings,
+    DeviceSettings,
     DriftSettings,
     EngineSettings,
     InputSettings,
     MediumSettings,
+    ModelActorSettings,
     StorageSettings,
 )
 from effnet_batch.config.score import (
@@ -47,6 +49,7 @@ __all__ = [
     "AugmentationSettings",
     "CheckpointSettings",
     "ClusterSettings",
+    "DeviceSettings",
     "DistortionSettings",
     "DriftSettings",
     "EmbedConfig",
@@ -62,6 +65,7 @@ __all__ = [
     "LimitSettings",
     "ManifestConfig",
     "MediumSettings",
+    "ModelActorSettings",
     "ModelSettings",
     "NetworkSettings",
     "OptimisationSettings",

@@ -7,7 +7,7 @@ from effnet_batch.config.base import JobConfig, setting, settings_of
 from effnet_batch.config.embed import LimitSettings
 from effnet_batch.config.groups import (
     ActorSettings,
-    EngineSettings,
+    DeviceSettings,
     InputSettings,
     MediumSettings,
     StorageSettings,
@@ -178,7 +178,7 @@ class TrainingClusterSettings(ActorSettings):
 class FinetuneConfig(JobConfig):
     """Configuration of fine-tuning."""
 
-    NUMBER_GROUPS = ("network", "sampling", "faces", "engine")
+    NUMBER_GROUPS = ("network", "sampling", "faces")
     OF_ONE_MEDIUM: ClassVar = {
         **settings_of(SamplingSettings, KIND_VIDEO),
         **settings_of(FaceDetectionSettings, KIND_VIDEO),
@@ -196,7 +196,7 @@ class FinetuneConfig(JobConfig):
     augmentation: AugmentationSettings = dataclasses.field(default_factory=AugmentationSettings)
     export: ExportSettings = dataclasses.field(default_factory=ExportSettings)
     tracking: TrackingSettings = dataclasses.field(default_factory=TrackingSettings)
-    engine: EngineSettings = dataclasses.field(default_factory=EngineSettings)
+    device: DeviceSettings = dataclasses.field(default_factory=DeviceSettings)
     medium: MediumSettings = dataclasses.field(default_factory=MediumSettings)
     input: InputSettings = dataclasses.field(default_factory=InputSettings)
     limits: LimitSettings = dataclasses.field(default_factory=LimitSettings)

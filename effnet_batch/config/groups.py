@@ -7,10 +7,16 @@ from effnet_batch.vocabulary import KINDS, MEDIA
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EngineSettings:
+class DeviceSettings:
     """What runs the model."""
 
     device: str = setting("auto", "Where the model runs.", choices=("auto", "cpu", "cuda"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EngineSettings(DeviceSettings):
+    """What runs the model."""
+
     engine: str = setting("auto", "What runs it.", choices=("auto", "torch", "openvino"))
     precision: str = setting(
         "auto", "Number format of the forward pass.", choices=("auto", "fp32", "bf16", "fp16")
@@ -88,11 +94,17 @@ class ActorSettings:
     address: str | None = setting(None, "Ray cluster; default: RAY_ADDRESS, else this machine.")
     num_actors: int | None = setting(None, "Model actors; default: fill the cluster.", minimum=1)
     cpus_per_actor: float | None = setting(None, "CPUs of one model actor.", minimum=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelActorSettings(ActorSettings):
+    """Where the work runs."""
+
     gpus_per_actor: float | None = setting(None, "GPUs of one model actor.", minimum=0.01)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ClusterSettings(ActorSettings):
+class ClusterSettings(ModelActorSettings):
     """Where the work of a job runs that may decode apart from the model."""
 
     cpus_per_actor: float | None = setting(

@@ -4,11 +4,11 @@ import dataclasses
 
 from effnet_batch.config.base import JobConfig, setting
 from effnet_batch.config.groups import (
-    ActorSettings,
     ClusterSettings,
     DriftSettings,
     EngineSettings,
     InputSettings,
+    ModelActorSettings,
     StorageSettings,
 )
 from effnet_batch.config.video import (
@@ -130,4 +130,4 @@ class RescoreConfig(JobConfig):
     thresholds: ThresholdSettings = dataclasses.field(default_factory=ThresholdSettings)
     limits: FailureSettings = dataclasses.field(default_factory=FailureSettings)
     storage: StorageSettings = dataclasses.field(default_factory=StorageSettings)
-    cluster: ActorSettings = dataclasses.field(default_factory=ActorSettings)
+    cluster: ModelActorSettings = dataclasses.field(default_factory=ModelActorSettings)

@@ -255,7 +255,7 @@ def _choose_device(config: FinetuneConfig) -> str:
         ConfigError: it has too few GPUs.
     """
     gpus = sum(gpus for _, gpus in cluster_cpus_and_gpus())
-    device, num_workers = config.engine.device, config.cluster.num_workers
+    device, num_workers = config.device.device, config.cluster.num_workers
     if device == "cpu" or (device == "auto" and gpus < 1):
         return "cpu"
     if gpus < num_workers:

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Final
 
-from effnet_batch.config import ActorSettings, ClusterSettings
+from effnet_batch.config import ActorSettings, ClusterSettings, ModelActorSettings
 from effnet_batch.errors import ConfigError
 from effnet_batch.models.engine import EngineChoice
 
@@ -63,7 +63,10 @@ def resolve_placement(
         ConfigError: the actors do not fit, or leave nothing to decode with; says what is missing.
     """
     uses_gpu = engine.device == "cuda"
-    gpus = _gpus_per_actor(settings) if uses_gpu else 0.0
+    gpus = 0.0
+    if uses_gpu:
+        assert isinstance(settings, ModelActorSettings), "what runs no model uses no GPU"
+        gpus = _gpus_per_actor(settings)
     cpus = settings.cpus_per_actor
     split_cpus = cpus or (_CPUS_BESIDE_GPU if uses_gpu else 1.0)
     mode = settings.placement if isinstance(settings, ClusterSettings) else FUSED
@@ -121,7 +124,7 @@ def num_decoding_lanes(placement: Placement, nodes: list[tuple[float, float]]) -
     return min(_MOST_LANES, math.ceil(cpus / placement.num_actors) + _SPARE_LANES)
 
 
-def _gpus_per_actor(settings: ActorSettings) -> float:
+def _gpus_per_actor(settings: ModelActorSettings) -> float:
     """Returns the GPUs of one actor: a share of one, or whole ones, as Ray lends them."""
     gpus = 1.0 if settings.gpus_per_actor is None else settings.gpus_per_actor
     if gpus > 1 and gpus % 1:

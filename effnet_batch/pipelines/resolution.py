@@ -10,7 +10,13 @@ from typing import Any, Final, TypeVar
 
 import ray
 
-from effnet_batch.config import ActorSettings, EngineSettings, JobConfig
+from effnet_batch.config import (
+    ActorSettings,
+    DeviceSettings,
+    EngineSettings,
+    JobConfig,
+    ModelActorSettings,
+)
 from effnet_batch.errors import FingerprintError
 from effnet_batch.fingerprint import Fingerprint
 from effnet_batch.media.preprocess import Preprocessing
@@ -153,9 +159,9 @@ def _check_cluster(
 
 
 def _wants_gpu(config: JobConfig, nodes: Nodes) -> bool:
-    """Returns whether the model shall run on a GPU; without settings of an engine it needs none."""
+    """Returns whether the model shall run on a GPU; without settings of a device it needs none."""
     groups = [getattr(config, field.name) for field in dataclasses.fields(config)]
-    devices = {group.device for group in groups if isinstance(group, EngineSettings)}
+    devices = {group.device for group in groups if isinstance(group, DeviceSettings)}
     return "cuda" in devices or ("auto" in devices and any(gpus for _, gpus in nodes))
 
 
@@ -199,7 +205,7 @@ def build_chosen_engine(
     choice: EngineChoice,
     *,
     num_streams: int,
-    actors: ActorSettings,
+    actors: ModelActorSettings,
     with_logits: bool = False,
 ) -> Engine:
     """Builds the engine that the run was resolved to, one thread a stream.
@@ -246,7 +252,7 @@ def fit_engine(
         ConfigError: it cannot.
     """
     if choice.device == "cuda" and config.group(EngineSettings).batch_size is None:
-        share = _card_share(config.group(ActorSettings)) / len(models)
+        share = _card_share(config.group(ModelActorSettings)) / len(models)
         sizes = [
             find_batch_size(
                 model,
@@ -265,7 +271,7 @@ def fit_engine(
     return choice
 
 
-def _card_share(actors: ActorSettings) -> float:
+def _card_share(actors: ModelActorSettings) -> float:
     """Returns how much of a card's memory an actor has."""
     return min(1.0, actors.gpus_per_actor or 1.0)
 

@@ -2,9 +2,9 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
-from effnet_batch.config import FinetuneConfig, InputSettings
+from effnet_batch.config import AugmentationSettings, FinetuneConfig, InputSettings
 from effnet_batch.errors import ConfigError, FingerprintError, InputError, JobError
 from effnet_batch.evaluation.labels import parse_label
 from effnet_batch.ledger import Ledger, read_frames_of
@@ -24,6 +24,20 @@ from effnet_batch.storage import Storage, canonical_uri
 from effnet_batch.training.network import build_network
 from effnet_batch.training.stored import StoredFrames
 
+_IDLE: Final = {
+    **dict.fromkeys(
+        (field.name for field in dataclasses.fields(InputSettings)),
+        "says nothing of stored frames; label what is to be taken",
+    ),
+    **dict.fromkeys(
+        (field.name for field in dataclasses.fields(AugmentationSettings)),
+        "needs the videos; stored frames cannot be changed",
+    ),
+    "self_blended": "needs the videos; stored frames cannot be blended",
+    "resolutions": "needs the videos; stored frames have the side they have",
+    "mixup": "mixes images; stored frames are of videos",
+}
+"""Settings that do nothing here, and why."""
 _VIDEO_COLUMNS = ("uri", "member", "label", "group", "split", "status", "record_id")
 
 
@@ -93,14 +107,10 @@ def stored_material(
 
 def _check(config: FinetuneConfig) -> None:
     """Refuses settings of what stored frames are past."""
-    for field in dataclasses.fields(InputSettings):
-        if getattr(config.input, field.name) != field.default:
-            flag = f"--{field.name.replace('_', '-')}"
-            raise ConfigError(f"{flag} says nothing of stored frames; label what is to be taken")
-    if config.optimisation.self_blended:
-        raise ConfigError("--self-blended needs the videos; stored frames cannot be blended")
-    if config.optimisation.resolutions:
-        raise ConfigError("--resolutions needs the videos; stored frames have the side they have")
+    values = config.to_flat()
+    for name, (_, field) in config.settings().items():
+        if name in _IDLE and values[name] != field.default:
+            raise ConfigError(f"--{name.replace('_', '-')} {_IDLE[name]}")
 
 
 def _find_frames(
@@ -150,6 +160,11 @@ def _check_agrees(
     name: str,
 ) -> None:
     """Refuses settings that would show a video otherwise than it was when frames were stored."""
+    if distortion := fields.get("distortion"):
+        raise FingerprintError(
+            f"the frames were stored distorted ({distortion}), and what is judged will not be; "
+            "store them without --distortion"
+        )
     size, limit = config.network.image_size, config.sampling.max_frames
     pairs = {
         "max_frames": (fields["max_frames"], None if limit == MAX_FRAMES else limit),

@@ -25,9 +25,9 @@ from typing import Any, Final
 import pyarrow as pa
 
 from effnet_batch.config import (
-    ActorSettings,
     FaceDetectionSettings,
     JobConfig,
+    ModelActorSettings,
     VideoLimitSettings,
 )
 from effnet_batch.media.faces import load_model
@@ -237,7 +237,7 @@ def build_encoder(model: Backbone, preprocessing: Preprocessing, task: VideoTask
     Raises:
         FingerprintError: this node runs another precision.
     """
-    choice, actors = task.resolved.engine, task.config.group(ActorSettings)
+    choice, actors = task.resolved.engine, task.config.group(ModelActorSettings)
     if choice.device == "cpu" and not task.is_split:
         engine = build_chosen_engine(
             model, preprocessing, choice, num_streams=task.num_lanes, actors=actors

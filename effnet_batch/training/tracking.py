@@ -56,12 +56,18 @@ class MlflowTracker:
             filter_string=f"tags.`{_MLFLOW_TAG}` = '{key}'", output_format="list", max_results=1
         )
         run_id = found[0].info.run_id if found else None
-        run = mlflow.start_run(run_id=run_id, run_name=None if found else name)
+        run = mlflow.start_run(
+            run_id=run_id, run_name=None if found else name, tags={_MLFLOW_TAG: key}
+        )
         self._run_id, self._client = run.info.run_id, mlflow.MlflowClient()
-        if not found:
-            mlflow.set_tag(_MLFLOW_TAG, key)
-            mlflow.log_params(dict(settings))
-        history = self._client.get_metric_history(self._run_id, "epoch/mean_loss")
+        try:
+            if not run.data.params:  # also where an earlier try got no further
+                mlflow.log_params(dict(settings))
+            history = self._client.get_metric_history(self._run_id, "epoch/mean_loss")
+        except BaseException:
+            # Left open, it would take in whatever this process starts next.
+            mlflow.end_run("FAILED")
+            raise
         self.last_epoch = max((metric.step for metric in history), default=0)
 
     def log(self, points: Sequence[Point]) -> None:
@@ -102,7 +108,8 @@ class WandbTracker:
             project=os.environ.get("WANDB_PROJECT", "effnet_batch"),
             config=dict(settings),
             resume="allow",
-            settings=wandb.Settings(silent=True, console="off"),
+            # The metadata of a run has the command line, and with it what URIs sign or log in with.
+            settings=wandb.Settings(silent=True, console="off", x_disable_meta=True),
         )
         for curves, axis in (("step/*", "step"), ("epoch/*", "epoch"), ("val/*", "epoch")):
             self._run.define_metric(curves, step_metric=axis)
