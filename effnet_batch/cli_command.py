@@ -30,6 +30,8 @@ def command(function: Callable[..., int | None]) -> Callable[..., None]:
         if sys.platform == "linux":
             # Arrow's default keeps what it frees: 140 MB more at a million committed records.
             os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "jemalloc")
+        # What it holds back as repeated, Ray prints in the main thread as it ends, past our filter.
+        os.environ.setdefault("RAY_DEDUP_LOGS", "0")
         from effnet_batch.errors import ConfigError, EffnetBatchError
 
         if isinstance(sys.stdout, io.TextIOWrapper):
