@@ -209,7 +209,7 @@ def test_videos_are_scored_and_judged_again_and_learnt_from(site):
     metrics = said("evaluate", start("evaluate", **places, labels=labels, resamples=0))
     assert re.search(r"labelled videos +8\n", metrics)
     assert json.loads(site.s3.get("cluster/eval/metrics.json"))["videos"]["num_fake"] == 4
-    assert re.search(r"clips trained on +4\n", said("finetune", training))
+    assert re.search(r"trained on +4\n", said("finetune", training))
     assert site.s3.get("cluster/detector/model.safetensors")
 
 
