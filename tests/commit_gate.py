@@ -32,7 +32,13 @@ class CommitGate(S3Gate):
         super().__init__(server)
         self._changed = threading.Condition()
         self._num_allowed = math.inf
-        self._passed: set[bytes] = set()
+        self._passed: set[str] = set()
+
+    @property
+    def passed(self) -> set[str]:
+        """Keys of the parts that were let through; each is written sooner or later."""
+        with self._changed:
+            return set(self._passed)
 
     @property
     def num_passed(self) -> int:
@@ -67,13 +73,13 @@ class CommitGate(S3Gate):
                 while head := _read_head(requests):
                     length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
                     body_length = int(length[1]) if length else 0
-                    if part := re.match(rb"PUT \S+/data/part-[^\s?]+", head):
+                    if part := re.match(rb"PUT /[^/\s]+/(\S+/data/part-[^\s?]+)", head):
                         if re.search(rb"(?i)\r\nexpect: 100", head):
                             client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
                             head = re.sub(rb"(?i)\r\nexpect: [^\r]+", b"", head)
                         # Whole, so that a client that dies in the middle has not passed.
                         body = requests.read(body_length)
-                        if len(body) < body_length or not self._wait(client, part[0]):
+                        if len(body) < body_length or not self._wait(client, part[1].decode()):
                             return
                         server.sendall(head + body)
                         continue
@@ -82,7 +88,7 @@ class CommitGate(S3Gate):
                         server.sendall(some)
                         body_length -= len(some)
 
-    def _wait(self, client: socket.socket, part: bytes) -> bool:
+    def _wait(self, client: socket.socket, part: str) -> bool:
         """Waits until the part may pass; returns whether the client still lives."""
         with self._changed:
             self._changed.wait_for(

@@ -149,7 +149,11 @@ def strike(driver: EmbedProcess, place: Place, gate: CommitGate, moment: Moment)
         driver.kill_all()
     else:
         driver.kill()
-    return set(place.keys())
+    # What passed is on its way, whoever sent it.
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while not gate.passed <= (keys := set(place.keys())) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return keys
 
 
 def _wait_until(driver: EmbedProcess, gate: CommitGate, condition: Callable[[], bool]) -> None:
