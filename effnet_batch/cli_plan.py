@@ -1,6 +1,8 @@
 # ruff: noqa: D301  click reads \b in a docstring as "keep these lines as they are"
 """The command ``effnet-batch plan``: what a job will cost, before it is run."""
 
+import dataclasses
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -45,7 +47,9 @@ def plan(
 ) -> None:
     """Run a sample of INPUT here, and say what the whole job takes on this machine and elsewhere.
 
-    Nothing is written. Where the model shall run on GPUs, this machine must have one of their kind.
+    Elsewhere is the Ray cluster at `address`, a setting, or RAY_ADDRESS, and a cluster that is
+    described. Nothing is written. Where the model shall run on GPUs, this machine must have one of
+    their kind.
 
     \b
     effnet-batch plan photos/ --set model=efficientnet_b4 --cpus 64 --price-per-hour 2.50
@@ -60,8 +64,10 @@ def plan(
         raise click.UsageError("INPUT is missing; name it on the command line or in the file")
     job = job or ("score" if settings.get("checkpoint") else "embed")
     parsed = CONFIGS[job].from_flat(settings)
-    from effnet_batch.plan import Machines, local_machines, plan as run_plan
+    from effnet_batch.plan import Machines, cluster_machines, local_machines, plan as run_plan
 
+    address = str(settings.get("address") or os.environ.get("RAY_ADDRESS") or "")
+    cluster = cluster_machines(address) if address else None
     found = run_plan(place, config=parsed, sample=sources, reporter=console)
     described = None
     if gpus is not None and cpus_per_gpu is not None:
@@ -75,6 +81,10 @@ def plan(
         **_cost_facts(found.costs),
         **_facts("this machine", found.on(local_machines(found.costs))),
     }
+    if cluster is not None:
+        if not found.costs.uses_gpu:
+            cluster = dataclasses.replace(cluster, gpus=0)  # they would stand idle
+        facts |= _facts(f"the cluster, {cluster.cpus:g} CPUs", found.on(cluster))
     if described is not None:
         facts |= _facts(f"{described.cpus:g} CPUs, {described.gpus:g} GPUs", found.on(described))
     console.summary(f"{job} of {place}, from {found.costs.num_sources:,} sources", facts)

@@ -23,6 +23,7 @@ from effnet_batch.pipelines.embed import embed
 from effnet_batch.pipelines.progress import Reporter, Silent
 from effnet_batch.pipelines.run import storage_options
 from effnet_batch.pipelines.score import score
+from effnet_batch.pipelines.session import LOCAL, cluster_cpus_and_gpus, ray_session
 from effnet_batch.schema import KIND_VIDEO
 from effnet_batch.storage import Storage, canonical_uri
 
@@ -145,12 +146,23 @@ def local_machines(costs: Costs) -> Machines:
     return Machines(cpus=len(psutil.Process().cpu_affinity()), gpus=gpus)
 
 
+def cluster_machines(address: str) -> Machines:
+    """Returns the machines of a Ray cluster, with all their GPUs.
+
+    Raises:
+        ConfigError: no cluster answers at the address.
+    """
+    with ray_session(address):
+        nodes = cluster_cpus_and_gpus()
+    return Machines(cpus=sum(cpus for cpus, _ in nodes), gpus=sum(gpus for _, gpus in nodes))
+
+
 def _medium(config: JobConfig) -> str | None:
     return config.medium.medium if isinstance(config, EmbedConfig) else KIND_VIDEO
 
 
 def _run_sample(manifest: str, output: str, config: JobConfig, reporter: Reporter) -> Costs:
-    changes: dict[str, Any] = {**_ONE_THREAD, "limit": None, "sample": None, "address": None}
+    changes: dict[str, Any] = {**_ONE_THREAD, "limit": None, "sample": None, "address": LOCAL}
     if isinstance(config, EmbedConfig):
         changes["placement"] = "fused"
     settings = {**config.to_flat(), **changes}

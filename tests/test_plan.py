@@ -1,11 +1,13 @@
 """What a job will cost: the arithmetic, and a sample that really runs."""
 
+import os
 import re
 import subprocess
 import sys
 
 import pytest
 from embed_process import FAST_MODEL
+from ray_nodes import RayNodes
 
 from effnet_batch.cli import main
 from effnet_batch.errors import ConfigError
@@ -79,6 +81,29 @@ def test_a_plan_runs_a_sample_and_leaves_nothing(photos, tmp_path):
     seconds = sum(float(value) for _, value, _ in milliseconds[1:]) / 1000
     assert float(line[1].replace(",", "")) == pytest.approx(64 / seconds, rel=0.05)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_counts_the_cpus_of_a_cluster(photos, tmp_path):
+    with RayNodes(tmp_path, {}) as nodes:
+        nodes.start_head()
+        nodes.add_workers(2, "--num-cpus=3")
+        flags = ["--sources=4", f"--set=address={nodes.host}:{nodes.port}"]
+        flags += [f"--set={flag[2:].replace('-', '_')}" for flag in FAST_MODEL]
+        done = subprocess.run(
+            [sys.executable, "-m", "effnet_batch", "plan", str(photos), *flags],
+            env={**os.environ, **nodes.client_environment},
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 0, done.stderr
+    here, there = (
+        re.search(rf"^  {name} +([\d.,]+) records/s", done.stdout, re.MULTILINE)
+        for name in ("this machine", "the cluster, 6 CPUs")
+    )
+    assert here is not None
+    assert there is not None
+    ratio = float(there[1].replace(",", "")) / float(here[1].replace(",", ""))
+    assert ratio == pytest.approx(6 / len(os.sched_getaffinity(0)), rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ from ray._raylet import Config, setproctitle  # type: ignore[attr-defined]
 from effnet_batch.errors import ConfigError, JobError
 from effnet_batch.storage import redact
 
+LOCAL: Final = "local"
+"""Address of a cluster of this machine, started for the run, whatever ``RAY_ADDRESS`` says."""
 _CONNECT_SECONDS: Final = 5.0
 
 
@@ -28,7 +30,7 @@ def ray_session(address: str | None) -> Iterator[bool]:
 
     Args:
         address: of a cluster; None means ``RAY_ADDRESS``, else a cluster of this machine that ends
-            with the run.
+            with the run, as does ``local``.
 
     Yields:
         Whether the cluster is one of this machine that was started for the run.
@@ -43,6 +45,8 @@ def ray_session(address: str | None) -> Iterator[bool]:
         return
     _hide_secrets_of_command_line()
     address = address or os.environ.get("RAY_ADDRESS")
+    if address == LOCAL:
+        address = None
     if address:
         _check_answers(address)
         try:
