@@ -1,6 +1,7 @@
 """Connecting to Ray quietly: this machine, or a cluster that the user names."""
 
 import contextlib
+import functools
 import logging
 import os
 import secrets
@@ -9,11 +10,13 @@ import socket
 import threading
 import warnings
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
+from unittest import mock
 
 import psutil
 import ray
 import ray.data
+from ray._private import node, parameter, utils
 from ray._raylet import Config, setproctitle  # type: ignore[attr-defined]
 
 from effnet_batch.errors import ConfigError, JobError
@@ -89,7 +92,7 @@ def _start_cluster() -> None:
     # Every worker warns of something on starting, and would not start.
     wanted = os.environ.pop("PYTHONWARNINGS", None)
     try:
-        with _kept_sigterm():
+        with _kept_sigterm(), _lean_node():
             ray.init(
                 address="local",
                 include_dashboard=False,
@@ -101,6 +104,41 @@ def _start_cluster() -> None:
     finally:
         if wanted is not None:
             os.environ["PYTHONWARNINGS"] = wanted
+
+
+class _LeanNode(node.Node):
+    """Node of a cluster of this machine, without the server of a dashboard that it does not have.
+
+    Ray would start it all the same, and wait for it.
+    """
+
+    def start_api_server(self, **_: Any) -> None:
+        """Starts nothing."""
+        self._webui_url = ""
+
+
+@contextlib.contextmanager
+def _lean_node() -> Iterator[None]:
+    """Has `ray.init` start a node with no more processes than a run on this machine needs.
+
+    There is nothing to scale, nobody to hand the workers' logs on to, and no dashboard to serve:
+    the agent is the one of a Ray without the dashboard's packages. It takes any port that is free.
+    The one that Ray names is taken where another cluster runs or has just ended, and every start
+    would wait for seconds before it does without.
+    """
+    settings: dict[str, Any] = {
+        "dashboard_agent_listen_port": 0,
+        "include_log_monitor": False,
+        "no_monitor": True,
+    }
+    with (
+        mock.patch.object(
+            parameter, "RayParams", functools.partial(parameter.RayParams, **settings)
+        ),
+        mock.patch.object(node, "Node", _LeanNode),
+        mock.patch.object(utils, "get_dashboard_dependency_error", ImportError),
+    ):
+        yield
 
 
 @contextlib.contextmanager
