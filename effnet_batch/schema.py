@@ -209,6 +209,7 @@ def video_embeddings_schema(*, float16: bool = False) -> pa.Schema:
 def _video_fields() -> list[pa.Field]:
     """Returns the columns that say what was seen of a video.
 
+    ``decoder`` is ``nvdec`` where a card decoded all frames, else ``cpu``.
     ``num_frames_expected`` are the frames that the sampling asked for, ``num_frames_sampled`` those
     that could be decoded, ``num_frames_used`` those that the model saw.
     """
@@ -220,6 +221,7 @@ def _video_fields() -> list[pa.Field]:
         pa.field("height", pa.int32()),
         pa.field("size_bytes", pa.int64()),
         pa.field("is_partial", pa.bool_()),
+        pa.field("decoder", pa.string()),
         pa.field("num_frames_expected", pa.int32()),
         pa.field("num_frames_sampled", pa.int32()),
         pa.field("num_frames_used", pa.int32()),

@@ -187,6 +187,7 @@ class CountingReader:
     def __init__(self, reader: VideoReader, reads: list[Any]) -> None:
         self._reader, self._reads = reader, reads
         self.info, self.pts_seconds = reader.info, reader.pts_seconds
+        self.decoder = reader.decoder
 
     @property
     def is_partial(self) -> bool:

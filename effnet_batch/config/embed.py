@@ -6,6 +6,7 @@ from typing import ClassVar
 from effnet_batch.config.base import JobConfig, setting, settings_of
 from effnet_batch.config.groups import (
     ClusterSettings,
+    DecodingSettings,
     DriftSettings,
     EngineSettings,
     InputSettings,
@@ -41,13 +42,6 @@ class ModelSettings:
     crop_pct: float | None = setting(
         None, "Image size as a share of the resized short side.", minimum=0.1, maximum=1
     )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DecodingSettings:
-    """What decodes images."""
-
-    gpu_decode: bool = setting(False, "Decode JPEGs on the GPU, by nvJPEG; the rest on CPUs.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,7 +109,6 @@ class EmbedConfig(JobConfig):
         **settings_of(FaceDetectionSettings, KIND_VIDEO),
         "frames": KIND_VIDEO,
         "max_video_bytes": KIND_VIDEO,
-        "gpu_decode": KIND_IMAGE,
         "max_image_bytes": KIND_IMAGE,
         "top_k": KIND_IMAGE,
         "logits": KIND_IMAGE,

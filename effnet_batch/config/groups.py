@@ -30,6 +30,15 @@ class EngineSettings(DeviceSettings):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DecodingSettings:
+    """What decodes images and videos."""
+
+    gpu_decode: bool = setting(
+        False, "Decode JPEGs (nvJPEG) and videos (NVDEC) on the GPU; what it cannot, on CPUs."
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DriftSettings:
     """How far a precision below fp32 may move what comes out."""
 

@@ -5,6 +5,7 @@ import dataclasses
 from effnet_batch.config.base import JobConfig, setting
 from effnet_batch.config.groups import (
     ClusterSettings,
+    DecodingSettings,
     DriftSettings,
     EngineSettings,
     InputSettings,
@@ -91,6 +92,7 @@ class ScoreConfig(JobConfig):
         "faces",
         "aggregation",
         "thresholds",
+        "decoding",
         "engine",
         "output",
     )
@@ -101,6 +103,7 @@ class ScoreConfig(JobConfig):
     faces: FaceDetectionSettings = dataclasses.field(default_factory=FaceDetectionSettings)
     aggregation: AggregationSettings = dataclasses.field(default_factory=AggregationSettings)
     thresholds: ThresholdSettings = dataclasses.field(default_factory=ThresholdSettings)
+    decoding: DecodingSettings = dataclasses.field(default_factory=DecodingSettings)
     engine: EngineSettings = dataclasses.field(default_factory=EngineSettings)
     drift: DriftSettings = dataclasses.field(default_factory=DriftSettings)
     input: InputSettings = dataclasses.field(default_factory=InputSettings)

@@ -71,11 +71,7 @@ class CardDecoder:
         device: torch.device | str = "cuda",
         decode_jpegs: DecodeJPEGs | None = None,
     ) -> None:
-        if preprocessing.interpolation not in CARD_INTERPOLATIONS:
-            raise ConfigError(
-                f"gpu_decode resizes {' or '.join(CARD_INTERPOLATIONS)}, and these weights want "
-                f"{preprocessing.interpolation}; leave --gpu-decode out"
-            )
+        check_interpolation(preprocessing)
         self._preprocessing = preprocessing
         self._limits = limits
         self._device = torch.device(device)
@@ -188,9 +184,7 @@ class CardDecoder:
             with JpegImagePlugin.JpegImageFile(io.BytesIO(data)) as image:
                 check_size(*image.size, self._limits)
                 is_plain = image.mode in ("RGB", "L") and image.info.get("adobe_transform", 1) == 1
-                width, height = self._preprocessing.resized_size(*image.size)
-                is_bounded = width * height <= _MAX_OVERHANG * self._preprocessing.image_size**2
-                if not (is_plain and is_bounded):
+                if not (is_plain and fits_card(self._preprocessing, *image.size)):
                     return None
                 return orientation_of(image), image.width * image.height
         except Exception:  # noqa: BLE001  Pillow's decoder says what is wrong with it
@@ -216,6 +210,21 @@ def load_nvjpeg() -> DecodeJPEGs:
         return list(io_module.decode_jpeg(files, mode=io_module.ImageReadMode.RGB, device="cuda"))
 
     return decode
+
+
+def check_interpolation(preprocessing: Preprocessing) -> None:
+    """Raises ConfigError where a card has no such kernel."""
+    if preprocessing.interpolation not in CARD_INTERPOLATIONS:
+        raise ConfigError(
+            f"gpu_decode resizes {' or '.join(CARD_INTERPOLATIONS)}, and these weights want "
+            f"{preprocessing.interpolation}; leave --gpu-decode out"
+        )
+
+
+def fits_card(preprocessing: Preprocessing, width: int, height: int) -> bool:
+    """Returns whether a source of this size is resized on a card; an extreme shape is not."""
+    resized_width, resized_height = preprocessing.resized_size(width, height)
+    return resized_width * resized_height <= _MAX_OVERHANG * preprocessing.image_size**2
 
 
 def orient(pixels: torch.Tensor, orientation: int) -> torch.Tensor:

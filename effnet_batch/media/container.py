@@ -117,7 +117,7 @@ class ByteSource:
             raise
 
 
-class _Cursor:
+class Cursor:
     """A nameless file for one demuxer: several may read the same source in turns."""
 
     def __init__(self, source: ByteSource) -> None:
@@ -125,11 +125,13 @@ class _Cursor:
         self._position = 0
 
     def read(self, num_bytes: int) -> bytes:
+        """Reads from where it stands; as `ByteSource.read_at`."""
         data = self._source.read_at(self._position, num_bytes)
         self._position += len(data)
         return data
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Moves to a place; -1 and nowhere where there is none."""
         if whence == io.SEEK_CUR:
             offset += self._position
         elif whence == io.SEEK_END:
@@ -140,6 +142,7 @@ class _Cursor:
         return offset
 
     def tell(self) -> int:
+        """Returns where it stands."""
         return self._position
 
 
@@ -173,7 +176,7 @@ def open_container(
         raise DecodeError("the video is empty (0 bytes)")
     try:
         container = av.open(
-            _Cursor(source),
+            Cursor(source),
             mode="r",
             options={
                 "format_whitelist": ",".join(CONTAINERS),

@@ -1,5 +1,6 @@
 """Pictures through H.264 and back."""
 
+import io
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from typing import Any, Final
@@ -44,6 +45,21 @@ def reencode(pictures: Iterable[Pixels], *, crf: int, preset: str = "medium") ->
         return
     for packet in [*encoder.encode(None), None]:
         yield from _cut(decoder.decode(packet), height, width)
+
+
+def tiny_video() -> bytes:
+    """Returns a MP4 file of some frames of 256 x 256 pixels, to try a decoder."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as output:
+        stream: Any = output.add_stream("libx264", rate=_FPS, options=_X264_OPTIONS)
+        stream.width = stream.height = 256
+        stream.pix_fmt = "yuv420p"
+        grey = av.VideoFrame.from_ndarray(np.full((256, 256, 3), 128, np.uint8), format="rgb24")
+        for number in range(4):
+            grey.pts, grey.time_base = number, Fraction(1, _FPS)
+            output.mux(stream.encode(grey))
+        output.mux(stream.encode(None))
+    return file.getvalue()
 
 
 def _encoder(width: int, height: int, crf: int, preset: str) -> Any:

@@ -26,7 +26,7 @@ from effnet_batch.media.child_process import (
 from effnet_batch.media.container import VideoLimits
 from effnet_batch.media.decoder_process import KIND_ERRORS, KIND_READY, MAX_MESSAGE_BYTES, REQUEST
 from effnet_batch.media.preprocess import Preprocessing
-from effnet_batch.media.video import Frame, VideoInfo
+from effnet_batch.media.video import CPU, Frame, VideoInfo
 from effnet_batch.media.video_process import (
     KIND_END,
     KIND_FRAME,
@@ -86,7 +86,13 @@ def open_isolated_video(
 
 
 class IsolatedVideo:
-    """A video in a child process, to be used like `VideoReader`; made by `open_isolated_video`."""
+    """A video in a child process, to be used like `VideoReader`; made by `open_isolated_video`.
+
+    Attributes:
+        decoder: what decodes it, which is a CPU.
+    """
+
+    decoder = CPU
 
     def __init__(self, child: ChildProcess, limits: VideoLimits, timeout_seconds: float) -> None:
         self._child = child

@@ -115,6 +115,12 @@ def upright_size(frame: av.VideoFrame) -> tuple[int, int]:
     return (frame.height, frame.width) if abs(a) < abs(b) else (frame.width, frame.height)
 
 
+def is_plain(frame: av.VideoFrame) -> bool:
+    """Returns whether a frame is neither interlaced nor shown mirrored; it may be turned."""
+    a, b, c, d = _read_matrix(frame)
+    return a * d > b * c and not frame.interlaced_frame
+
+
 def _read_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     """Returns (a, b, c, d) of x' = a x + c y, y' = b x + d y; y points down."""
     # PyAV ties a frame and its side data into a circle of references, which keeps the pixels until

@@ -27,7 +27,7 @@ from effnet_batch.media.container import (
     open_container,
     was_cut,
 )
-from effnet_batch.media.pixels import upright_size
+from effnet_batch.media.pixels import is_plain, upright_size
 
 _UNKNOWN_OR_PROGRESSIVE: Final = (0, 1)  # AVFieldOrder
 
@@ -70,6 +70,8 @@ class Timeline:
     """Whether the packets told all this, so that packets can be skipped while decoding."""
     is_partial: bool
     """Whether the file was cut or could not be read to its end."""
+    is_plain: bool
+    """Whether the first frame is neither interlaced nor shown mirrored."""
     keyframe_of: npt.NDArray[np.int64]
     """int64 [F]: the keyframe to start from, as a position in the next two; empty if not
     indexed."""
@@ -131,6 +133,7 @@ def read_timeline(opened: OpenedVideo, source: ByteSource, limits: VideoLimits) 
         pts_seconds=pts_seconds,
         is_indexed=True,
         is_partial=packets.is_partial or was_cut(source),
+        is_plain=is_plain(packets.first_frame),
         keyframe_of=shown.keyframe_of,
         keyframe_pts=shown.keyframe_pts,
         keyframe_seeks=shown.keyframe_seeks,
@@ -290,6 +293,7 @@ def _count_frames(source: ByteSource, limits: VideoLimits, *, is_partial: bool) 
         pts_seconds=pts_seconds,
         is_indexed=False,
         is_partial=is_partial or last_error is not None or was_cut(source),
+        is_plain=is_plain(first_frame),
         keyframe_of=empty,
         keyframe_pts=empty,
         keyframe_seeks=empty,

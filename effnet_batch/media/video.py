@@ -15,7 +15,7 @@ import dataclasses
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 import av
 import av.error
@@ -45,7 +45,10 @@ from effnet_batch.media.timeline import (
     read_timeline,
 )
 
-__all__ = ["Frame", "VideoInfo", "VideoLimits", "VideoReader", "open_video"]
+CPU: Final = "cpu"
+"""What decodes a video where no card does."""
+
+__all__ = ["CPU", "Frame", "VideoInfo", "VideoLimits", "VideoReader", "open_video"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,26 +95,36 @@ def open_video(
 
 
 class VideoReader:
-    """A video whose timeline is known; made by `open_video`."""
+    """A video whose timeline is known; made by `open_video`.
+
+    Attributes:
+        decoder: what decodes it, which is a CPU.
+        source: its bytes.
+        stream_index: of the stream that is its video, in the container.
+        timeline: when its frames are shown, and where decoding must start to get them.
+    """
+
+    decoder = CPU
 
     def __init__(
         self, source: ByteSource, limits: VideoLimits, opened: OpenedVideo, timeline: Timeline
     ) -> None:
-        self._source = source
+        self.source = source
+        self.stream_index = opened.stream.index
         self._limits = limits
-        self._timeline = timeline
+        self.timeline = timeline
         self._sparse_decoder = SparseDecoder(opened, source, timeline)
         self._is_partial = timeline.is_partial
 
     @property
     def info(self) -> VideoInfo:
         """Size, length, codec."""
-        return self._timeline.info
+        return self.timeline.info
 
     @property
     def pts_seconds(self) -> npt.NDArray[np.float64]:
         """float64 [F], rising: when each frame is shown, in seconds as the container has them."""
-        return self._timeline.pts_seconds
+        return self.timeline.pts_seconds
 
     @property
     def is_partial(self) -> bool:
@@ -136,7 +149,7 @@ class VideoReader:
             RecordError: as for `open_video`.
         """
         wanted = [int(index) for index in indices]
-        num_frames = len(self._timeline.pts)
+        num_frames = len(self.timeline.pts)
         if any(a >= b for a, b in itertools.pairwise([-1, *wanted, num_frames])):
             raise ValueError(f"indices must rise and be in 0..{num_frames - 1}, got {wanted}")
         if not wanted:
@@ -149,7 +162,7 @@ class VideoReader:
                 for converter in converters:
                     yield Frame(
                         index=index,
-                        pts_seconds=float(self._timeline.pts_seconds[index]),
+                        pts_seconds=float(self.timeline.pts_seconds[index]),
                         pixels=_convert(converter, frame),
                     )
                 num_read += 1
@@ -159,22 +172,22 @@ class VideoReader:
 
     def _decode(self, remaining: deque[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         """Yields the remaining frames, taking each from the list when it is there."""
-        if self._timeline.is_indexed:
+        if self.timeline.is_indexed:
             with contextlib.suppress(UnexpectedError):
                 yield from self._sparse_decoder.decode(remaining)
         if remaining:
             yield from self._decode_fully(remaining)
 
     def _decode_fully(self, remaining: deque[int]) -> Iterator[tuple[int, av.VideoFrame]]:
-        pts = self._timeline.pts
-        with open_container(self._source, self._limits, is_strict=False) as opened:
+        pts = self.timeline.pts
+        with open_container(self.source, self._limits, is_strict=False) as opened:
             number = 0
-            for frame in decode_everything(opened, self._source):
+            for frame in decode_everything(opened, self.source):
                 if isinstance(frame, av.error.FFmpegError):
                     self._is_partial = True
                     continue
                 self._is_partial |= frame.is_corrupt
-                shown = frame.pts if self._timeline.is_indexed else number
+                shown = frame.pts if self.timeline.is_indexed else number
                 number += 1
                 while remaining and shown is not None and shown > pts[remaining[0]]:
                     remaining.popleft()

@@ -1,7 +1,7 @@
 """The embedding job's work on videos: pooled vectors, exactly once."""
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +9,7 @@ import torch
 
 from effnet_batch.config import EmbedConfig, VideoLimitSettings
 from effnet_batch.errors import ConfigError
+from effnet_batch.media.card_video import NVDEC, CardVideos
 from effnet_batch.media.faces import MODEL_SHA256
 from effnet_batch.models.backbone import Backbone
 from effnet_batch.models.engine import EngineChoice
@@ -43,6 +44,8 @@ from effnet_batch.stages.video import OpenVideo
 class ResolvedVideos(Resolved):
     """What a run on videos really uses. Plain values; stored in run.json."""
 
+    CARD_DECODER: ClassVar = NVDEC
+
     sampling: dict[str, Any]
     """Strategy and parameters."""
     faces: dict[str, Any]
@@ -74,7 +77,12 @@ class ResolvedVideos(Resolved):
             return {}
         dtype = self.output["dtype"]
         fingerprint = frame_fingerprint(
-            self.encoder_sha256, self.preprocessing, self.view, self.engine, dtype
+            self.encoder_sha256,
+            self.preprocessing,
+            self.view,
+            self.engine,
+            dtype,
+            gpu_decode=self.gpu_decode,
         )
         return {fingerprint.digest: fingerprint.to_dict()}
 
@@ -146,7 +154,9 @@ def embed_videos(run: Run, config: EmbedConfig) -> None:
     ) as found:
         resolved, nodes = found
         if run.pending.num_rows:
-            placement = resolve_placement(config.cluster, resolved.engine, nodes)
+            placement = resolve_placement(
+                config.cluster, resolved.engine, nodes, decodes_on_gpu=resolved.gpu_decode
+            )
             run_videos(run, config, resolved, placement, nodes, EmbedVideosTask, EmbedVideosWorker)
 
 
@@ -194,7 +204,7 @@ def resolve_videos(config: EmbedConfig) -> ResolvedVideos:
         check_view(make_view(sampling, faces, **shown), config.faces)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    model = resolve(config)
+    model = resolve(config, lambda preprocessing: CardVideos([preprocessing]))
     output = config.output
     fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
     return ResolvedVideos(

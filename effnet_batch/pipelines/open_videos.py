@@ -18,14 +18,21 @@ OpenReader = Callable[[bytes | BinaryIO], contextlib.AbstractContextManager[Read
 """Opens a video from its bytes or a file; raises RecordErrors only."""
 
 
+OpenOnCard = Callable[[VideoReader], Reader]
+"""Returns a video of which a card decodes what it can."""
+
+
 @contextlib.contextmanager
-def video_opener(limits: VideoLimitSettings, *, is_suspect: bool) -> Iterator[OpenReader]:
+def video_opener(
+    limits: VideoLimitSettings, *, is_suspect: bool, open_on_card: OpenOnCard | None = None
+) -> Iterator[OpenReader]:
     """Yields what opens videos.
 
     Args:
         limits: what one video may cost.
         is_suspect: an earlier try died of these videos, or of one among them. Each is decoded in a
-            child that can be killed, and what dies there becomes a record.
+            child that can be killed, and what dies there becomes a record. No card sees it.
+        open_on_card: hands a video to a card; without it none does.
     """
     video_limits = VideoLimits(max_pixels=limits.max_pixels)
     if is_suspect:
@@ -53,7 +60,8 @@ def video_opener(limits: VideoLimitSettings, *, is_suspect: bool) -> Iterator[Op
         def open_watched(source: bytes | BinaryIO) -> Iterator[Reader]:
             with contextlib.ExitStack() as stack:
                 with watchdog.step():
-                    reader = stack.enter_context(open_video(source, video_limits, watchdog.beat))
+                    opened = stack.enter_context(open_video(source, video_limits, watchdog.beat))
+                    reader = open_on_card(opened) if open_on_card else opened
                 yield _WatchedVideo(reader, watchdog)
 
         yield open_watched
@@ -62,7 +70,7 @@ def video_opener(limits: VideoLimitSettings, *, is_suspect: bool) -> Iterator[Op
 class _WatchedVideo:
     """A reader whose every frame must come in time."""
 
-    def __init__(self, reader: VideoReader, watchdog: Watchdog) -> None:
+    def __init__(self, reader: Reader, watchdog: Watchdog) -> None:
         self._reader = reader
         self._watchdog = watchdog
         self.info = reader.info
@@ -72,6 +80,11 @@ class _WatchedVideo:
     def is_partial(self) -> bool:
         """As the reader says."""
         return self._reader.is_partial
+
+    @property
+    def decoder(self) -> str:
+        """As the reader says."""
+        return self._reader.decoder
 
     def read(self, indices: Indices, *recipes: Preprocessing | None) -> Iterator[Frame]:
         """Decodes the given frames under watch."""

@@ -21,7 +21,7 @@ from effnet_batch.errors import (
     OutOfMemoryError,
     RecordError,
 )
-from effnet_batch.media.video import VideoInfo
+from effnet_batch.media.video import CPU, VideoInfo
 from effnet_batch.pipelines.decode_videos import (
     PARCELS_AHEAD,
     DecodeTask,
@@ -132,6 +132,8 @@ class _DecoderGoneError(Exception):
 
 class _RemoteVideo:
     """A video as its decode task sends it."""
+
+    decoder = CPU
 
     def __init__(self, info: VideoInfo, parts: Iterator[Part]) -> None:
         self.info = info

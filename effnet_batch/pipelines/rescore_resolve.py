@@ -29,7 +29,7 @@ _HEADS: Final = EngineChoice(
 )
 """What runs the part of a checkpoint that judges embeddings."""
 
-_FREE_FIELDS: Final = ("engine", "precision", "dtype")
+_FREE_FIELDS: Final = ("engine", "precision", "dtype", "decoder")
 """Of the frames' fingerprint: how they were computed and stored, which they keep."""
 
 

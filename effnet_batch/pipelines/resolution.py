@@ -17,7 +17,7 @@ from effnet_batch.config import (
     JobConfig,
     ModelActorSettings,
 )
-from effnet_batch.errors import FingerprintError
+from effnet_batch.errors import ConfigError, FingerprintError
 from effnet_batch.fingerprint import Fingerprint
 from effnet_batch.media.preprocess import Preprocessing
 from effnet_batch.models.backbone import Backbone
@@ -47,6 +47,7 @@ _PACKAGES: Final = (
     "pillow",
     "numpy",
     "av",
+    "torchcodec",
     "opencv-python-headless",
 )
 
@@ -68,6 +69,8 @@ class Resolution(abc.ABC):
     engine: EngineChoice
     versions: dict[str, str]
     """Of the libraries; recorded, but no part of the fingerprint."""
+    gpu_decode: bool = False
+    """Whether a card decodes what it can."""
 
     @property
     @abc.abstractmethod
@@ -269,6 +272,15 @@ def fit_engine(
         for model, preprocessing in models:
             build_engine(model, preprocessing, **dataclasses.asdict(choice))
     return choice
+
+
+def check_gpu_decode(choice: EngineChoice) -> None:
+    """Raises ConfigError where the model does not run on a card that could decode, too."""
+    if choice.device != "cuda":
+        raise ConfigError(
+            "gpu_decode decodes on the GPU that runs the model, and this model runs on a CPU; "
+            "leave --gpu-decode out, or choose --device cuda where there is a GPU"
+        )
 
 
 def _card_share(actors: ModelActorSettings) -> float:

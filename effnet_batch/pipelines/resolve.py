@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from typing import Any, Self
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
 
 from effnet_batch.config import EmbedConfig
 from effnet_batch.errors import ConfigError
@@ -16,6 +17,7 @@ from effnet_batch.models.weights import load_model
 from effnet_batch.models.weights_file import check_sha256
 from effnet_batch.pipelines.resolution import (
     Resolution,
+    check_gpu_decode,
     choose_engine,
     fit_engine,
     library_versions,
@@ -28,6 +30,9 @@ from effnet_batch.storage import Storage
 class Resolved(Resolution):
     """What a run really uses. Plain values; stored in run.json and taken up by a resumed run."""
 
+    CARD_DECODER: ClassVar = "nvjpeg"
+    """What decodes where a card does."""
+
     weights: str
     """Name of the weights, without secrets."""
     weights_sha256: str
@@ -39,8 +44,6 @@ class Resolved(Resolution):
     preprocessing: Preprocessing
     output: dict[str, Any]
     """What is stored of the model's outputs: top_k, logits, dtype."""
-    gpu_decode: bool = False
-    """Whether a card decodes what it can."""
     class_names: tuple[str, ...] | None = None
     """Of the classes in order, where the weights say them."""
 
@@ -61,7 +64,7 @@ class Resolved(Resolution):
             "engine": self.engine.name,
             "precision": self.engine.precision,
             **self.output,
-            **({"decoder": "nvjpeg"} if self.gpu_decode else {}),
+            **({"decoder": self.CARD_DECODER} if self.gpu_decode else {}),
             # Not the names themselves: they change no number, only which columns there are.
             **({"top_k_names": True} if self.class_names and self.output.get("top_k") else {}),
         }
@@ -117,8 +120,18 @@ def load_chosen(config: EmbedConfig, resolved: Resolved) -> Backbone:
     return model
 
 
-def resolve(config: EmbedConfig) -> Resolved:
+def _check_nvjpeg(preprocessing: Preprocessing) -> None:
+    CardDecoder(preprocessing, ImageLimits())
+
+
+def resolve(
+    config: EmbedConfig, check_decoder: Callable[[Preprocessing], object] = _check_nvjpeg
+) -> Resolved:
     """Resolves every ``auto`` for the machine that it runs on.
+
+    Args:
+        config: of the job.
+        check_decoder: raises ConfigError where a card cannot decode for these weights.
 
     Raises:
         ConfigError: the settings contradict each other, or this machine cannot run them.
@@ -138,7 +151,8 @@ def resolve(config: EmbedConfig) -> Resolved:
         with_logits=bool(config.output.top_k or config.output.logits),
     )
     if config.decoding.gpu_decode:
-        _check_gpu_decode(choice, info.preprocessing)
+        check_gpu_decode(choice)
+        check_decoder(info.preprocessing)
     return Resolved(
         gpu_decode=config.decoding.gpu_decode,
         weights=info.name,
@@ -158,12 +172,3 @@ def resolve(config: EmbedConfig) -> Resolved:
         class_names=info.class_names,
         versions=library_versions(),
     )
-
-
-def _check_gpu_decode(choice: EngineChoice, preprocessing: Preprocessing) -> None:
-    if choice.device != "cuda":
-        raise ConfigError(
-            "gpu_decode decodes on the GPU that runs the model, and this model runs on a CPU; "
-            "leave --gpu-decode out, or choose --device cuda where there is a GPU"
-        )
-    CardDecoder(preprocessing, ImageLimits())

@@ -105,5 +105,7 @@ def _score_pending(run: Run, config: ScoreConfig, resolved: ResolvedScoring, nod
     for checkpoint in resolved.checkpoints:
         for note in checkpoint.notes:
             run.reporter.warning(f"{checkpoint.info.name}: {note}")
-    placement = resolve_placement(config.cluster, resolved.engine, nodes)
+    placement = resolve_placement(
+        config.cluster, resolved.engine, nodes, decodes_on_gpu=resolved.gpu_decode
+    )
     run_videos(run, config, resolved, placement, nodes, ScoreTask, ScoreWorker)

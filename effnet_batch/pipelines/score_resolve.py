@@ -8,6 +8,7 @@ from typing import Any, Self
 from effnet_batch.config import RescoreConfig, ScoreConfig
 from effnet_batch.errors import ConfigError
 from effnet_batch.fingerprint import Fingerprint
+from effnet_batch.media.card_video import NVDEC, CardVideos
 from effnet_batch.media.faces import MODEL_SHA256
 from effnet_batch.models.checkpoint_info import CheckpointInfo, Thresholds
 from effnet_batch.models.checkpoints import Checkpoint, load_checkpoint
@@ -15,6 +16,7 @@ from effnet_batch.models.engine import EngineChoice
 from effnet_batch.models.forgery_registry import FORGERY_REGISTRY, PROTOCOLS
 from effnet_batch.pipelines.resolution import (
     Resolution,
+    check_gpu_decode,
     choose_engine,
     fit_engine,
     library_versions,
@@ -79,6 +81,7 @@ class ResolvedScoring(Resolution):
             "face_model_sha256": MODEL_SHA256 if wants_faces else None,
             "engine": self.engine.name,
             "precision": self.engine.precision,
+            **({"decoder": NVDEC} if self.gpu_decode else {}),
             **({"embeddings": self.frames_dtype} if self.frames_dtype else {}),
             **({"distortion": self.distortion} if self.distortion else {}),
         }
@@ -99,6 +102,7 @@ class ResolvedScoring(Resolution):
             self.view(checkpoint),
             self.engine,
             dtype,
+            gpu_decode=self.gpu_decode,
         )
 
     @property
@@ -165,6 +169,9 @@ def resolve_scoring(config: ScoreConfig) -> ResolvedScoring:
     try:
         models = [(each.model.encoder, each.info.preprocessing) for each in loaded]
         choice = fit_engine(choice, models, config)
+        if config.decoding.gpu_decode:
+            check_gpu_decode(choice)
+            CardVideos(preprocessing for _, preprocessing in models)
         checkpoints = resolve_checkpoints(loaded, config)
         resolved = ResolvedScoring(
             checkpoints=checkpoints,
@@ -175,6 +182,7 @@ def resolve_scoring(config: ScoreConfig) -> ResolvedScoring:
             distortion=config.distortion.distortion,
             frames_dtype=config.output.dtype if config.output.embeddings else None,
             engine=choice,
+            gpu_decode=config.decoding.gpu_decode,
             versions=library_versions(),
         )
         for view in map(resolved.view, resolved.checkpoints):

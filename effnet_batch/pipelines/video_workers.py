@@ -30,6 +30,7 @@ from effnet_batch.config import (
     ModelActorSettings,
     VideoLimitSettings,
 )
+from effnet_batch.media.card_video import CardVideos
 from effnet_batch.media.faces import load_model
 from effnet_batch.media.preprocess import Preprocessing
 from effnet_batch.models.backbone import Backbone
@@ -80,6 +81,8 @@ class VideoWorker(abc.ABC):
         self._board = board
         self._storage = Storage(task.storage)
         self._guard = OutageGuard()
+        # The recipes were looked at when the run was resolved.
+        self._card = CardVideos() if task.resolved.gpu_decode else None
 
     @property
     @abc.abstractmethod
@@ -149,14 +152,16 @@ class VideoWorker(abc.ABC):
             clock: of the unit.
             is_suspect: the unit did not finish on an earlier try.
         """
-        face_model = self._face_model
-        with video_opener(self.task.limits, is_suspect=is_suspect) as open_reader:
+        face_model, card = self._face_model, self._card
+        with video_opener(
+            self.task.limits, is_suspect=is_suspect, open_on_card=card.open if card else None
+        ) as open_reader:
 
             @contextlib.contextmanager
             def open_here(item: Item) -> Iterator[VideoHere]:
                 assert item.content is not None
                 with open_reader(item.content) as reader:
-                    yield VideoHere(reader, face_model, clock)
+                    yield VideoHere(reader, face_model, clock, card)
 
             yield lambda item: self._make(item, open_here, clock)
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 from effnet_batch.config import FaceDetectionSettings, SamplingSettings
 from effnet_batch.errors import ConfigError
 from effnet_batch.fingerprint import Fingerprint
+from effnet_batch.media.card_video import NVDEC
 from effnet_batch.media.distortions import parse_distortion
 from effnet_batch.media.faces import MODEL_SHA256, FaceSettings, load_model
 from effnet_batch.media.preprocess import Preprocessing
@@ -127,7 +128,13 @@ def check_view(view: View, settings: FaceDetectionSettings) -> None:
 
 
 def frame_fingerprint(
-    encoder_sha256: str, preprocessing: Preprocessing, view: View, engine: EngineChoice, dtype: str
+    encoder_sha256: str,
+    preprocessing: Preprocessing,
+    view: View,
+    engine: EngineChoice,
+    dtype: str,
+    *,
+    gpu_decode: bool,
 ) -> Fingerprint:
     """Returns what the stored embeddings of frames depend on, and which frames they are of.
 
@@ -139,6 +146,7 @@ def frame_fingerprint(
         view: what the encoder is shown.
         engine: what runs it.
         dtype: number format of the stored vectors.
+        gpu_decode: a card decodes what it can.
     """
     strategies = {kind: name for name, kind in STRATEGIES.items()}
     faces = None
@@ -162,6 +170,7 @@ def frame_fingerprint(
             "engine": engine.name,
             "precision": engine.precision,
             "dtype": dtype,
+            **({"decoder": NVDEC} if gpu_decode else {}),
             **({"distortion": str(view.distortion)} if view.distortion else {}),
         }
     )

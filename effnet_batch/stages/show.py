@@ -6,9 +6,10 @@ run where none is.
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +36,7 @@ WHICH_FACES: Final = (ALL, LARGEST)
 
 
 class Reader(Protocol):
-    """What `media.video.VideoReader` and `media.isolated_video.IsolatedVideo` both are."""
+    """What `media.video.VideoReader` is, and what stands in for it."""
 
     @property
     def info(self) -> VideoInfo:
@@ -52,8 +53,25 @@ class Reader(Protocol):
         """Whether the file is cut or damaged."""
         ...
 
+    @property
+    def decoder(self) -> str:
+        """What decoded its frames up to now."""
+        ...
+
     def read(self, indices: Indices, *recipes: Preprocessing | None) -> Iterator[Frame]:
         """Decodes the given frames, one at a time, each in every form asked for."""
+        ...
+
+
+class CropFitter(Protocol):
+    """Resizes what is cut out of frames, somewhere else than where they are."""
+
+    def fit(self, crop: Pixels, recipe: Preprocessing) -> Any:
+        """Makes a model's input of uint8 [H, W, 3]; it may lie wherever it was made."""
+        ...
+
+    def stack(self, fitted: list[Any]) -> Pixels:
+        """Returns some of them as uint8 [n, S, S, 3]."""
         ...
 
 
@@ -137,7 +155,11 @@ Shown = Pictures | Stretch
 
 
 def show(
-    reader: Reader, viewing: Viewing, face_model: bytes | None, clock: StageClock
+    reader: Reader,
+    viewing: Viewing,
+    face_model: bytes | None,
+    clock: StageClock,
+    fitter: CropFitter | None = None,
 ) -> Iterator[Shown]:
     """Yields the pictures of a video and, after those of every segment, what they are.
 
@@ -148,6 +170,7 @@ def show(
         viewing: which pictures, in which form; every recipe gets all of them.
         face_model: the face detector's file, if the view wants faces.
         clock: takes the seconds of ``decode``, faces included.
+        fitter: resizes faces; by default this thread does.
 
     Raises:
         RecordError: the video cannot be decoded.
@@ -168,15 +191,22 @@ def show(
         indices = taken.indices + stretch.start
         read: list[int] = []
         shots: list[Shot] = []
+        stack: Callable[[list[Any]], Pixels] = np.stack
         if view.faces is None:
             frames = _read(reader, indices, view.distortion, *viewing.recipes)
-            pictures = _frames(frames, len(viewing.recipes), read, shots)
+            pictures: Iterator[tuple[int, Any]] = _frames(frames, len(viewing.recipes), read, shots)
         else:
             assert face_model is not None
             detect = _detector(face_model, view.faces, view.which_faces)
             frames = _read(reader, indices, view.distortion, None)
-            pictures = _faces(frames, detect, view.faces, viewing.recipes, read, shots)
-        yield from _together(clock.measure_each(pictures, "decode"), viewing.num_together)
+            fits = [
+                functools.partial(fitter.fit, recipe=each) if fitter else PixelConverter(each).fit
+                for each in viewing.recipes
+            ]
+            pictures = _faces(frames, detect, view.faces, fits, read, shots)
+            stack = fitter.stack if fitter else np.stack
+        together = _together(pictures, viewing.num_together, stack)
+        yield from clock.measure_each(together, "decode")
         yield Stretch(indices.tolist(), read, shots, _clips(taken, indices, shots))
 
 
@@ -212,12 +242,11 @@ def _faces(
     frames: Iterable[Frame],
     detect: Callable[[Pixels], list[Box]],
     settings: FaceSettings,
-    recipes: Sequence[Preprocessing],
+    fits: Sequence[Callable[[Pixels], Any]],
     read: list[int],
     shots: list[Shot],
-) -> Iterator[tuple[int, Pixels]]:
-    """Yields the faces of whole frames with their recipe, cutting each out once."""
-    converters = [PixelConverter(preprocessing) for preprocessing in recipes]
+) -> Iterator[tuple[int, Any]]:
+    """Yields the faces of whole frames in each form, with its number, cutting each out once."""
 
     def noted() -> Iterator[Frame]:
         for frame in frames:
@@ -226,20 +255,22 @@ def _faces(
 
     for crop in track_faces(noted(), detect, settings):
         shots.append(Shot(crop.track, crop.frame_index, crop.pts_seconds, crop.box))
-        for recipe, converter in enumerate(converters):
-            yield recipe, converter.fit(crop.pixels)
+        for recipe, fit in enumerate(fits):
+            yield recipe, fit(crop.pixels)
 
 
-def _together(pictures: Iterable[tuple[int, Pixels]], num_together: int) -> Iterator[Pictures]:
+def _together(
+    pictures: Iterable[tuple[int, Any]], num_together: int, stack: Callable[[list[Any]], Pixels]
+) -> Iterator[Pictures]:
     """Joins the pictures of a recipe."""
-    waiting: dict[int, list[Pixels]] = {}
+    waiting: dict[int, list[Any]] = {}
     for recipe, pixels in pictures:
         group = waiting.setdefault(recipe, [])
         group.append(pixels)
         if len(group) == num_together:
-            yield Pictures(recipe, np.stack(waiting.pop(recipe)))
+            yield Pictures(recipe, stack(waiting.pop(recipe)))
     for recipe, group in waiting.items():
-        yield Pictures(recipe, np.stack(group))
+        yield Pictures(recipe, stack(group))
 
 
 def _detector(model: bytes, settings: FaceSettings, which: str) -> Callable[[Pixels], list[Box]]:

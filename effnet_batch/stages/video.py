@@ -11,7 +11,7 @@ from effnet_batch.stages.lanes import StageClock
 from effnet_batch.stages.look import Segment
 from effnet_batch.stages.read import Item
 from effnet_batch.stages.records import Stamp, record_columns
-from effnet_batch.stages.show import Reader, Shown, Viewing, show
+from effnet_batch.stages.show import CropFitter, Reader, Shown, Viewing, show
 
 
 class ShownVideo(Protocol):
@@ -27,6 +27,11 @@ class ShownVideo(Protocol):
         """Whether the file is cut or damaged, as far as it was looked at."""
         ...
 
+    @property
+    def decoder(self) -> str:
+        """What decoded the frames that were shown."""
+        ...
+
     def show(self, viewing: Viewing) -> Iterator[Shown]:
         """Shows the video as `show.show` does; to be called for a job's viewings in order."""
         ...
@@ -35,10 +40,17 @@ class ShownVideo(Protocol):
 class VideoHere:
     """A video that is decoded in this process, in the thread that asks."""
 
-    def __init__(self, reader: Reader, face_model: bytes | None, clock: StageClock) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        face_model: bytes | None,
+        clock: StageClock,
+        fitter: CropFitter | None = None,
+    ) -> None:
         self._reader = reader
         self._face_model = face_model
         self._clock = clock
+        self._fitter = fitter
         self.info = reader.info
 
     @property
@@ -46,9 +58,14 @@ class VideoHere:
         """As the reader says."""
         return self._reader.is_partial
 
+    @property
+    def decoder(self) -> str:
+        """As the reader says."""
+        return self._reader.decoder
+
     def show(self, viewing: Viewing) -> Iterator[Shown]:
         """Decodes, finds faces and cuts them out."""
-        return show(self._reader, viewing, self._face_model, self._clock)
+        return show(self._reader, viewing, self._face_model, self._clock, self._fitter)
 
 
 OpenVideo = Callable[[Item], contextlib.AbstractContextManager[ShownVideo]]
@@ -90,7 +107,7 @@ def video_row(
                 try:
                     fill(video, row, clock)
                 finally:
-                    row["is_partial"] = video.is_partial
+                    row.update(is_partial=video.is_partial, decoder=video.decoder)
         except RecordError as caught:
             error = caught
     return {**row, **record_columns(item, error, stamp)}

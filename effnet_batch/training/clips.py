@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from effnet_batch.errors import DecodeError
 from effnet_batch.media.tracks import Box
-from effnet_batch.media.video import VideoInfo
+from effnet_batch.media.video import CPU, VideoInfo
 from effnet_batch.stages.show import Pictures, Shot, Shown, Stretch, Viewing
 from effnet_batch.training.augmentation import Clip
 
@@ -25,6 +25,9 @@ _METADATA_KEY: Final = "effnet_batch.clips"
 @dataclasses.dataclass(frozen=True, eq=False)
 class ShownClips:
     """A video as it was shown once; stands for the video itself (`stages.video.ShownVideo`)."""
+
+    decoder = CPU
+    """No attribute of its own: clips are prepared in decode tasks."""
 
     info: VideoInfo
     is_partial: bool
