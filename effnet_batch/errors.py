@@ -21,7 +21,8 @@
         ├── CrashedError         decoding killed its process        status crashed
         ├── OutOfMemoryError     decoding needed too much memory    status out_of_memory
         ├── NoFaceError          no face was found in it            status no_face
-        └── TooShortError        it has too few frames              status too_short
+        ├── TooShortError        it has too few frames              status too_short
+        └── ModelError           the model gives no numbers for it  status model_error
 
 Only the command line turns these into exit codes. ``ValueError`` is kept for bad arguments of the
 Python API and ``assert`` for invariants.
@@ -149,3 +150,9 @@ class TooShortError(RecordError):
     """The record has fewer frames than are needed to score it."""
 
     status = vocabulary.STATUS_TOO_SHORT
+
+
+class ModelError(RecordError):
+    """What the model made of the record are not finite numbers."""
+
+    status = vocabulary.STATUS_MODEL_ERROR

@@ -12,6 +12,7 @@ STATUS_CRASHED: Final = "crashed"
 STATUS_OUT_OF_MEMORY: Final = "out_of_memory"
 STATUS_NO_FACE: Final = "no_face"
 STATUS_TOO_SHORT: Final = "too_short"
+STATUS_MODEL_ERROR: Final = "model_error"
 
 STATUSES: Final = (
     STATUS_OK,
@@ -24,6 +25,7 @@ STATUSES: Final = (
     STATUS_OUT_OF_MEMORY,
     STATUS_NO_FACE,
     STATUS_TOO_SHORT,
+    STATUS_MODEL_ERROR,
 )
 """Every value of the ``status`` column."""
 

@@ -10,16 +10,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
 import zstandard
+from overflowing import PREPROCESSING, make_overflow
 from photographs import encode, photograph, small_jpegs
 from PIL import Image
 from shard_files import make_parquet, make_tar, make_zip
 
 import effnet_batch
 from effnet_batch.errors import ConfigError, FingerprintError, InputError
+from effnet_batch.models.architectures import build_model
+from effnet_batch.models.classifier_file import ClassifierInfo, classifier_bytes
 from effnet_batch.pipelines.listing import list_input
 from effnet_batch.pipelines.session import ray_session
 from effnet_batch.pipelines.verify import verify
@@ -228,6 +232,47 @@ def test_a_glob_a_manifest_a_limit_and_a_run_with_nothing_to_do(
     assert (again.state, again.num_new_records) == ("complete", 0)
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "data").iterdir()}
     assert after == before
+
+
+@pytest.mark.parametrize("placement", ["fused", "split"])
+def test_images_that_the_model_gives_no_numbers_for_fail_alone(
+    placement: str, tmp_path: Path
+) -> None:
+    model = build_model("mobilenet_v2", num_classes=2)
+    make_overflow(model)
+    info = ClassifierInfo(
+        architecture="mobilenet_v2",
+        padding=model.padding,
+        bn_eps=model.bn_eps,
+        bn_momentum=0.1,
+        preprocessing=PREPROCESSING,
+        class_names=("a", "b"),
+    )
+    (tmp_path / "model.safetensors").write_bytes(classifier_bytes(model, info))
+    (tmp_path / "in").mkdir()
+    for index in range(6):
+        colour = (90 * (index in (1, 4)),) * 3
+        Image.new("RGB", (64, 64), colour).save(tmp_path / "in" / f"{index}.png")
+    arguments: dict[str, Any] = {
+        "model": "mobilenet_v2",
+        "weights": str(tmp_path / "model.safetensors"),
+        "engine": "torch",
+        "top_k": 1,
+        "placement": placement,
+        "max_failures": 1.0,
+    }
+    output = str(tmp_path / "out")
+    summary = effnet_batch.embed(str(tmp_path / "in"), output, **arguments)
+    assert summary.report.records_by_status == {"ok": 4, "model_error": 2}
+    (rows,) = (pq.read_table(part) for part in (tmp_path / "out" / "data").iterdir())
+    failed = rows.filter(pc.equal(rows["status"], "model_error"))
+    assert sorted(Path(uri).name for uri in failed["uri"].to_pylist()) == ["1.png", "4.png"]
+    assert set(failed["error_message"].to_pylist()) == {
+        "the model's output is not finite in fp32, stored as float32"
+    }
+    assert verify(output, is_deep=True).is_proven
+    again = effnet_batch.embed(str(tmp_path / "in"), output, **arguments)
+    assert (again.state, again.num_new_records) == ("complete", 0)
 
 
 def test_an_output_inside_its_input_is_not_embedded(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ class PlainEngine:
 
     embedding_dim = 3
     batch_size = 8
+    precision = "fp32"
 
     def __init__(self) -> None:
         self.sizes: list[int] = []

@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
+from overflowing import PREPROCESSING, make_overflow
 from shard_files import make_tar
 from tiny_checkpoint import tiny_checkpoint
 from video_files import CLIPS, encode
@@ -228,6 +229,27 @@ def assert_same(found: Any, expected: Any) -> None:
             assert_same(*pair)
     else:
         assert found == expected
+
+
+def test_a_video_that_the_model_gives_no_numbers_for_fails_alone(
+    tmp_path: Path, cluster: None, pretended_gpu: list[Placement]
+) -> None:
+    model, info = tiny_checkpoint(0, preprocessing=PREPROCESSING)
+    make_overflow(model.encoder.backbone)
+    save_checkpoint(str(tmp_path / "overflow.safetensors"), model, info)
+    (tmp_path / "in").mkdir()
+    dark = encode(num_frames=8, show=lambda _, width, height: np.zeros((height, width, 3), "u1"))
+    for name, video in (("bright", encode(num_frames=40)), ("dark", dark)):
+        (tmp_path / "in" / f"{name}.mp4").write_bytes(video)
+    checkpoint, output = [str(tmp_path / "overflow.safetensors")], str(tmp_path / "out")
+    arguments = {**SETTINGS, "checkpoint": checkpoint, "embeddings": True, "max_failures": 1}
+    score(str(tmp_path / "in"), output, **arguments)
+    bright, dark_row = rows(tmp_path / "out").to_pylist()
+    assert (bright["status"], bright["score"], dark_row["status"]) == ("model_error", None, "ok")
+    assert bright["error_message"] == "the model's output is not finite in fp32"
+    assert pretended_gpu[0].mode == "split"
+    assert verify(output, is_deep=True).is_proven
+    assert score(str(tmp_path / "in"), output, **arguments).num_new_records == 0
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ class EncoderKeeper:
 
     def __init__(self, encoder: Encoder, precision: str) -> None:
         self._encoder = encoder
-        self._precision = precision
+        self.precision = precision
         self._kept: list[Embeddings] = []
         self.embedding_dim = encoder.embedding_dim
         self.batch_size = encoder.batch_size
@@ -48,7 +48,7 @@ class EncoderKeeper:
             JobError: what comes back are no numbers, which no judge of them would take.
         """
         future = self._encoder.encode(frames, clock)
-        check_finite(future.result(), self._precision)
+        check_finite(future.result(), self.precision)
         self._kept.append(future.result())
         return future
 

@@ -7,12 +7,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from effnet_batch.errors import ModelError
 from effnet_batch.models.engine import Engine, EngineOutput
 from effnet_batch.models.engine_base import AnyFrames
 from effnet_batch.schema import STATUS_OK, embeddings_schema
 from effnet_batch.stages.decode import DecodedBatch
 from effnet_batch.stages.lanes import StageClock, run_lanes
 from effnet_batch.stages.read import Item
+from effnet_batch.stages.records import error_columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,17 +48,25 @@ def embed_batch(batch: DecodedBatch, engine: Engine, columns: EmbeddingColumns) 
 
     Returns:
         One row per record, of ``columns.schema``; the model's columns are null where the status is
-        not ok.
+        not ok. Records whose numbers would not be finite have the status ``model_error``.
     """
-    is_ok = np.asarray(pc.equal(batch.rows["status"], STATUS_OK))
     outputs = run_batches(batch.frames, engine)
+    is_finite = _are_finite(outputs, columns)
+    rows = batch.rows
+    if not is_finite.all():
+        where = f"{engine.precision}, stored as {columns.dtype}"
+        rows = _without_numbers(
+            rows, is_finite, ModelError(f"the model's output is not finite in {where}")
+        )
+    is_ok = _is_ok(rows)
     schema = columns.schema
+    embeddings = outputs.embeddings[is_finite]
     made: dict[str, pa.Array] = {
-        "embedding": _vectors(outputs.embeddings, is_ok, schema.field("embedding").type)
+        "embedding": _vectors(embeddings, is_ok, schema.field("embedding").type)
     }
     if columns.needs_logits:
         assert outputs.logits is not None, "the engine was built without logits"
-        logits = outputs.logits
+        logits = outputs.logits[is_finite]
         if columns.logits:
             made["logits"] = _vectors(logits, is_ok, schema.field("logits").type)
         if columns.top_k:
@@ -69,7 +79,7 @@ def embed_batch(batch: DecodedBatch, engine: Engine, columns: EmbeddingColumns) 
             if columns.class_names is not None:
                 names = np.array(columns.class_names, object)[classes]
                 made["top_k_names"] = _vectors(names, is_ok, schema.field("top_k_names").type)
-    arrays = [made[name] if name in made else batch.rows[name] for name in schema.names]
+    arrays = [made[name] if name in made else rows[name] for name in schema.names]
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
@@ -87,6 +97,30 @@ def run_batches(frames: AnyFrames, engine: Engine) -> EngineOutput:
         np.concatenate([run.embeddings for run in runs]),
         np.concatenate(logits) if logits else None,
     )
+
+
+def _is_ok(rows: pa.Table) -> np.ndarray:
+    return np.asarray(pc.equal(rows["status"], STATUS_OK))
+
+
+def _are_finite(outputs: EngineOutput, columns: EmbeddingColumns) -> np.ndarray:
+    """Returns, as bool [N], which frames have finite numbers, also in the dtype of the output."""
+    largest = np.finfo(columns.dtype).max
+    are_finite = (np.abs(outputs.embeddings) <= largest).all(axis=1)
+    if outputs.logits is not None:
+        most = largest if columns.logits else np.finfo(np.float32).max
+        are_finite &= (np.abs(outputs.logits) <= most).all(axis=1)
+    return np.asarray(are_finite)
+
+
+def _without_numbers(rows: pa.Table, are_finite: np.ndarray, error: ModelError) -> pa.Table:
+    """Returns the rows with the error in those whose frames, the ok ones', are not finite."""
+    failed = np.array(_is_ok(rows))
+    failed[failed] = ~are_finite
+    for name, value in error_columns(error).items():
+        column = pc.if_else(pa.array(failed), value, rows[name])
+        rows = rows.set_column(rows.schema.get_field_index(name), name, column)
+    return rows
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

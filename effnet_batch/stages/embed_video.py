@@ -65,6 +65,7 @@ class VideoEmbedder:
         Raises:
             TooShortError: fewer frames than ``min_frames`` can be read.
             NoFaceError: the view wants faces and there are none.
+            ModelError: what the model made of it are not finite numbers.
             RecordError: the video cannot be decoded.
         """
         counts = FrameCounts()
@@ -82,7 +83,8 @@ class VideoEmbedder:
             num_tracks += len({shot.track for shot in segment.shots})
         has_faces = self.view.faces is not None
         row.update(counts.columns(has_faces=has_faces))
-        counts.check(self.min_frames, has_tracks=num_pictures > 0)
+        precision = self.encoder.precision
+        counts.check(self.min_frames, has_tracks=num_pictures > 0, precision=precision)
         # Whole frames are one track from end to end; faces are followed within a segment.
         row["num_tracks"] = num_tracks if has_faces else 1
         row["embedding"] = (total / num_pictures).astype(self.dtype)

@@ -33,6 +33,11 @@ class Encoder(Protocol):
         """Most frames of one call."""
         ...
 
+    @property
+    def precision(self) -> str:
+        """That the engine runs."""
+        ...
+
     def encode(self, frames: Frames, clock: StageClock) -> Future[Embeddings]:
         """Takes uint8 [n, S, S, 3], n from 1 to `batch_size`; promises float32 [n, D].
 
@@ -53,6 +58,7 @@ class OwnEncoder:
         self._engine = engine
         self.embedding_dim = engine.embedding_dim
         self.batch_size = engine.batch_size
+        self.precision = engine.precision
 
     def encode(self, frames: Frames, clock: StageClock) -> Future[Embeddings]:
         """Encodes the frames before it returns."""
@@ -80,6 +86,7 @@ class SharedEncoder:
         self._engine = engine
         self.embedding_dim = engine.embedding_dim
         self.batch_size = engine.batch_size
+        self.precision = engine.precision
         self._most_waiting = _BATCHES_WAITING * engine.batch_size
         self._waiting: collections.deque[_Request] = collections.deque()
         self._num_waiting = 0

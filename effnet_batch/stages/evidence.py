@@ -36,6 +36,10 @@ class Track:
         self.shots.append(shots)
         self.logits.append(logits)
 
+    def is_finite(self, number: int) -> bool:
+        """Returns whether what one member said are finite numbers."""
+        return all(np.isfinite(clip[number]).all() for clip in self.logits)
+
     def of_member(self, number: int) -> TrackLogits:
         """Returns what one member said, as the aggregations want it."""
         shots = [shot for clip in self.shots for shot in clip]

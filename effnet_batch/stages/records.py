@@ -37,10 +37,14 @@ def record_columns(item: Item, error: RecordError | None, stamp: Stamp) -> dict[
         "status": STATUS_OK,
         "num_source_records": item.num_source_records,
     }
-    if error is not None:
-        row["status"] = error.status
-        row["error_type"] = (
-            error.error_type if isinstance(error, FetchError) else type(error).__name__
-        )
-        row["error_message"] = str(error)[:_MAX_MESSAGE]
-    return row
+    return row if error is None else {**row, **error_columns(error)}
+
+
+def error_columns(error: RecordError) -> dict[str, str]:
+    """Returns the columns that say why a record failed."""
+    kind = error.error_type if isinstance(error, FetchError) else type(error).__name__
+    return {
+        "status": error.status,
+        "error_type": kind,
+        "error_message": str(error)[:_MAX_MESSAGE],
+    }

@@ -3,12 +3,12 @@
 from collections.abc import Iterable
 from typing import Any, Final
 
-from effnet_batch.errors import JobError
+from effnet_batch.errors import JobError, ModelError
 from effnet_batch.models.sequence import Embeddings
 from effnet_batch.schema import STATUS_OK, videos_schema
 from effnet_batch.stages.frames import StoredSegment
 from effnet_batch.stages.lanes import StageClock
-from effnet_batch.stages.records import Stamp
+from effnet_batch.stages.records import Stamp, error_columns
 from effnet_batch.stages.score import Scorer, ViewTracks, group_by_view
 
 _JUDGED: Final = ("tracks", "checkpoints", "crops")
@@ -32,7 +32,7 @@ def rescore_row(
     stamp: Stamp,
     clock: StageClock,
 ) -> dict[str, Any]:
-    """Judges a video by its stored frames; one that is not ok stays what it is.
+    """Judges a video by its stored frames, or says why not; one that is not ok stays what it is.
 
     Args:
         row: what stands beside the frames, at least the columns that every record has.
@@ -61,8 +61,11 @@ def rescore_row(
         raise JobError(
             f"frames of {where} are missing; `effnet-batch verify --deep` of them says more"
         )
-    with clock.measure("model"):
-        kept.update(scorer.judge(seen))
+    try:
+        with clock.measure("model"):
+            kept.update(scorer.judge(seen))
+    except ModelError as error:
+        kept.update(error_columns(error))
     return kept
 
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+from effnet_batch.errors import ModelError
 from effnet_batch.media.preprocess import Preprocessing
 from effnet_batch.models.aggregation import (
     AggregationConfig,
@@ -84,6 +85,7 @@ class Scorer:
         Raises:
             TooShortError: fewer frames than ``min_frames`` can be read.
             NoFaceError: a member wants faces and there are none.
+            ModelError: what a member made of it are not finite numbers.
             RecordError: the video cannot be decoded.
         """
         seen = group_by_view(self.members)
@@ -91,7 +93,8 @@ class Scorer:
         for viewing, tracks in zip(self.viewings, seen, strict=True):
             self._look(video, viewing, tracks, counts, clock, frames)
         row.update(counts.columns(has_faces=any(each.view.faces for each in seen)))
-        counts.check(self.min_frames, has_tracks=all(each.tracks for each in seen))
+        has_tracks = all(each.tracks for each in seen)
+        counts.check(self.min_frames, has_tracks=has_tracks, precision=self._precision)
         with clock.measure("model"):
             row.update(self.judge(seen))
 
@@ -120,12 +123,17 @@ class Scorer:
 
         Args:
             seen: from `group_by_view`, with at least one track each.
+
+        Raises:
+            ModelError: logits of a member are not finite.
         """
         rows: list[dict[str, Any]] = []
         crops: list[Crop] = []
         judged: dict[Member, tuple[float, float]] = {}
         for each in seen:
             for number, member in enumerate(each.members):
+                if not all(track.is_finite(number) for track in each.tracks):
+                    raise ModelError(f"logits of {member.info.name} are not finite")
                 logit = video_logit(
                     [track.of_member(number) for track in each.tracks], member.info.aggregation
                 )
@@ -161,6 +169,11 @@ class Scorer:
             "tracks": rows,
             "crops": [crop.to_row() for crop in best_crops(crops, self.num_crops)] or None,
         }
+
+    @property
+    def _precision(self) -> str:
+        """That the encoders run, all of them the same."""
+        return next(each.encoder.precision for each in self.members if each.encoder is not None)
 
     @property
     def aggregation(self) -> str:

@@ -5,7 +5,10 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from effnet_batch.errors import NoFaceError, RecordError, TooShortError
+import numpy as np
+
+from effnet_batch.errors import ModelError, NoFaceError, RecordError, TooShortError
+from effnet_batch.media.tracks import Box
 from effnet_batch.media.video import VideoInfo
 from effnet_batch.stages.lanes import StageClock
 from effnet_batch.stages.look import Segment
@@ -115,19 +118,22 @@ def video_row(
 
 @dataclasses.dataclass
 class FrameCounts:
-    """Frames of a video over all that was shown of it, each counted once."""
+    """Frames of a video, and faces in them, over all that was shown of it; each counted once."""
 
-    num_faces: int = 0
     expected: set[int] = dataclasses.field(default_factory=set)
     read: set[int] = dataclasses.field(default_factory=set)
     used: set[int] = dataclasses.field(default_factory=set)
+    faces: set[tuple[int, Box]] = dataclasses.field(default_factory=set)
+    is_finite: bool = True
+    """Whether the models made numbers of all that they saw."""
 
     def add(self, segment: Segment) -> None:
         """Takes what was seen of a stretch."""
         self.expected.update(segment.expected)
-        self.num_faces += sum(shot.box is not None for shot in segment.shots)
         self.read.update(segment.read)
         self.used.update(shot.frame_index for shot in segment.shots)
+        self.faces.update((shot.frame_index, shot.box) for shot in segment.shots if shot.box)
+        self.is_finite &= all(np.isfinite(vectors).all() for vectors in segment.embeddings)
 
     def columns(self, *, has_faces: bool) -> dict[str, int | None]:
         """Returns the columns of counts; ``num_faces`` is null where none were looked for."""
@@ -135,15 +141,21 @@ class FrameCounts:
             "num_frames_expected": len(self.expected),
             "num_frames_sampled": len(self.read),
             "num_frames_used": len(self.used),
-            "num_faces": self.num_faces if has_faces else None,
+            "num_faces": len(self.faces) if has_faces else None,
         }
 
-    def check(self, min_frames: int, *, has_tracks: bool) -> None:
-        """Refuses a video of which too little was seen.
+    def check(self, min_frames: int, *, has_tracks: bool, precision: str) -> None:
+        """Refuses a video of which too little was seen, or that no model can be shown.
+
+        Args:
+            min_frames: that are wanted.
+            has_tracks: whether there is something to show every model.
+            precision: that the models run.
 
         Raises:
             TooShortError: fewer frames than ``min_frames`` could be read.
             NoFaceError: there is nothing to show the model.
+            ModelError: what a model made of it are not finite numbers.
         """
         if len(self.read) < min_frames:
             raise TooShortError(
@@ -151,3 +163,5 @@ class FrameCounts:
             )
         if not has_tracks:
             raise NoFaceError(f"no face in {len(self.read)} frames")
+        if not self.is_finite:
+            raise ModelError(f"the model's output is not finite in {precision}")
