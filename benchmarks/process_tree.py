@@ -15,8 +15,9 @@ from pathlib import Path
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PR_SET_CHILD_SUBREAPER = 36
-_SAMPLE_SECONDS = 0.1
-_MEMORY_SECONDS = 1.0
+_SAMPLE_SECONDS = 0.2
+_MEMORY_SECONDS = 5.0
+"""Seldom: the kernel counts every page of every process, and Ray's are many."""
 _LINGER_SECONDS = 30.0
 
 
@@ -29,7 +30,7 @@ class Cost:
     cpu_seconds: float
     """User and system time of every process of the tree, also of those that ended in between."""
     peak_pss_bytes: int
-    """Largest sum of the proportional set sizes (shared pages counted once), sampled each second.
+    """Largest sum of the proportional set sizes (shared pages counted once), sampled every 5 s.
     """
     first_file_seconds: float | None
     """Until the first file that was waited for was there."""

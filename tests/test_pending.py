@@ -10,7 +10,7 @@ from manifest_tables import by_prefix
 from test_ledger import histories, is_complete, model_live
 
 from effnet_batch.ledger import Ledger
-from effnet_batch.pipelines.pending import cut_units, first_uri, pending_sources
+from effnet_batch.pipelines.pending import Taper, cut_units, first_uri, pending_sources
 from effnet_batch.pipelines.verify import check
 from effnet_batch.schema import KIND_IMAGE, KIND_TAR, TRANSIENT_STATUSES, source_id
 from effnet_batch.stages.read import sources_from_table
@@ -169,9 +169,10 @@ def test_an_empty_manifest_has_nothing_to_do() -> None:
         max_size=40,
     ),
     st.integers(1, 12),
+    st.none() | st.builds(Taper, st.integers(1, 4), st.integers(1, 4)),
 )
 def test_units_hold_every_source_in_order_within_their_bound(
-    sources: list[tuple[str, int | None]], rows_per_part: int
+    sources: list[tuple[str, int | None]], rows_per_part: int, taper: Taper | None
 ) -> None:
     table = pa.table(
         {
@@ -180,7 +181,7 @@ def test_units_hold_every_source_in_order_within_their_bound(
             "place": pa.array(range(len(sources)), pa.int64()),
         }
     )
-    units = list(cut_units(table, rows_per_part))
+    units = list(cut_units(table, rows_per_part, taper=taper))
     assert [place for unit in units for place in unit["place"].to_pylist()] == list(
         range(len(sources))
     )
@@ -196,6 +197,12 @@ def test_units_hold_every_source_in_order_within_their_bound(
             )
         )
         assert len(unit) == 1 or weight <= rows_per_part
+
+
+def test_the_last_units_are_smaller_so_that_actors_end_together() -> None:
+    table = pa.table({"kind": [KIND_IMAGE] * 120, "size_bytes": pa.nulls(120, pa.int64())})
+    units = cut_units(table, 15, taper=Taper(num_actors=2, min_rows=3))
+    assert [len(unit) for unit in units] == [15, 15, 15, 15, 15, 12, 9, 6, 5, 4, 3, 3, 3]
 
 
 def test_what_is_read_to_try_a_node() -> None:

@@ -20,7 +20,7 @@ from effnet_batch.pipelines.embed_graphs import embed_graph
 from effnet_batch.pipelines.embed_workers import EmbedTask
 from effnet_batch.pipelines.graphs import run_units
 from effnet_batch.pipelines.open_images import open_decoder
-from effnet_batch.pipelines.pending import cut_units
+from effnet_batch.pipelines.pending import Taper, cut_units
 from effnet_batch.pipelines.placement import Placement, resolve_placement
 from effnet_batch.pipelines.progress import Reporter, Silent
 from effnet_batch.pipelines.resolution import Nodes, resolved_run
@@ -114,8 +114,11 @@ def _embed_pending(run: Run, config: EmbedConfig, resolved: Resolved, nodes: Nod
         num_lanes=placement.num_lanes,
         rows_per_part=_rows_per_part(run.pending.num_rows, config, placement),
     )
+    taper = None
+    if config.output.rows_per_part is None:
+        taper = Taper(placement.num_actors, _MIN_ROWS_PER_PART)
     for pending in run.passes():
-        units = list(cut_units(pending, task.rows_per_part, first_unit=run.num_units))
+        units = list(cut_units(pending, task.rows_per_part, first_unit=run.num_units, taper=taper))
         bounded = placement.bounded(len(units))
         run.reporter.message(describe(resolved, bounded))
         run_units(run, units, embed_graph(task, bounded))

@@ -5,6 +5,7 @@ the manifest alone, so that they do not depend on machines or timing.
 """
 
 import collections
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -177,8 +178,26 @@ def with_fetch_uris(pending: pa.Table, input: str, storage: Storage, medium: str
     return pending.append_column("fetch_uri", pa.array(urls, pa.string()))
 
 
+@dataclasses.dataclass(frozen=True)
+class Taper:
+    """Makes the last units of a pass smaller, so that the actors end at nearly the same time."""
+
+    num_actors: int
+    min_rows: int
+    """What is smaller than this costs more than it evens out."""
+
+    def bound(self, num_left: int) -> int:
+        """Returns the most rows of the next unit: half of what each actor has left to do."""
+        return max(self.min_rows, -(-num_left // (2 * self.num_actors)))
+
+
 def cut_units(
-    pending: pa.Table, rows_per_part: int, medium: str = KIND_IMAGE, *, first_unit: int = 0
+    pending: pa.Table,
+    rows_per_part: int,
+    medium: str = KIND_IMAGE,
+    *,
+    first_unit: int = 0,
+    taper: Taper | None = None,
 ) -> Iterator[pa.Table]:
     """Yields slices of the pending sources with their number in a column ``unit``.
 
@@ -190,17 +209,21 @@ def cut_units(
         rows_per_part: bound on a unit.
         medium: what the members of shards are.
         first_unit: number of the first unit.
+        taper: bounds the last units further; None leaves them as large as the others.
     """
     is_plain = np.asarray(pc.is_in(pending["kind"], value_set=pa.array(MEDIA)))
     sizes = np.asarray(pc.fill_null(pending["size_bytes"], 0))
     weights = np.where(is_plain, 1, np.maximum(1, sizes // _BYTES_PER_MEMBER[medium]))
     start, weight, unit = 0, 0, first_unit
+    left = int(weights.sum())
+    bound = min(rows_per_part, taper.bound(left)) if taper else rows_per_part
     for row in range(pending.num_rows + 1):
         is_end = row == pending.num_rows
-        if row > start and (is_end or weight + weights[row] > rows_per_part):
+        if row > start and (is_end or weight + weights[row] > bound):
             part = pending.slice(start, row - start)
             yield part.append_column("unit", pa.array(np.full(len(part), unit, np.int32)))
-            start, weight, unit = row, 0, unit + 1
+            start, left, weight, unit = row, left - weight, 0, unit + 1
+            bound = min(rows_per_part, taper.bound(left)) if taper else rows_per_part
         if not is_end:
             weight += int(weights[row])
 

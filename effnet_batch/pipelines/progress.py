@@ -15,9 +15,9 @@ import ray.exceptions
 from effnet_batch.pipelines.metrics import publish_records
 from effnet_batch.sink import num_failed
 
-_POLL_SECONDS: Final = 0.5
+_POLL_SECONDS: Final = 1.0
 _LAST_SECONDS: Final = 30
-_COUNT_EVERY_RECORDS: Final = 64
+_COUNT_SECONDS: Final = 1.0
 
 
 class Reporter(Protocol):
@@ -117,15 +117,16 @@ class UnitProgress:
         """Whether an earlier try of the unit did not finish."""
         self._num_records = 0
         self._num_failed = 0
+        self._next_count = 0.0
 
     def count(self, table: pa.Table) -> None:
         """Takes finished rows; tells the board now and then."""
         publish_records(table)
-        before = self._num_records
         self._num_records += len(table)
         self._num_failed += num_failed(table)
-        every = _COUNT_EVERY_RECORDS
-        if before == 0 or before // every != self._num_records // every:
+        now = time.monotonic()
+        if now >= self._next_count:
+            self._next_count = now + _COUNT_SECONDS
             self._board.count.remote(self.unit, self._num_records, self._num_failed)
 
     def finish(self) -> None:
@@ -156,7 +157,7 @@ def poll_board(
 
     Args:
         board: handle of a `ProgressBoard`.
-        reporter: is told the counts twice a second.
+        reporter: is told the counts once a second.
         total: records to come, or None while shards hide how many they hold.
         on_incomplete: takes the shards that broke off in their middle, as URI and reason.
         before: records of the passes before that are committed, and how many of them failed.

@@ -25,6 +25,11 @@ from effnet_batch.storage import redact
 LOCAL: Final = "local"
 """Address of a cluster of this machine, started for the run, whatever ``RAY_ADDRESS`` says."""
 _CONNECT_SECONDS: Final = 5.0
+_NO_REPORTS: Final = {
+    "RAY_enable_metrics_collection": "0",
+    "RAY_task_events_report_interval_ms": "0",
+}
+"""What every process of a cluster reports each second, and nobody reads where no dashboard is."""
 
 
 @contextlib.contextmanager
@@ -89,8 +94,10 @@ def _start_cluster() -> None:
     Raises:
         JobError: it does not come up, as on a machine that is far too busy.
     """
+    before = os.environ.copy()
+    os.environ.update({name: before.get(name, value) for name, value in _NO_REPORTS.items()})
     # Every worker warns of something on starting, and would not start.
-    wanted = os.environ.pop("PYTHONWARNINGS", None)
+    os.environ.pop("PYTHONWARNINGS", None)
     try:
         with _kept_sigterm(), _lean_node():
             ray.init(
@@ -102,8 +109,11 @@ def _start_cluster() -> None:
     except Exception as error:  # Ray raises nothing narrower
         raise JobError(f"Ray did not start on this machine: {error}") from error
     finally:
-        if wanted is not None:
-            os.environ["PYTHONWARNINGS"] = wanted
+        for name in [*_NO_REPORTS, "PYTHONWARNINGS"]:
+            if name in before:
+                os.environ[name] = before[name]
+            else:
+                os.environ.pop(name, None)
 
 
 class _LeanNode(node.Node):

@@ -4,7 +4,7 @@ from typing import Final
 
 from effnet_batch.config import JobConfig
 from effnet_batch.pipelines.graphs import actor_graph, run_units
-from effnet_batch.pipelines.pending import cut_units
+from effnet_batch.pipelines.pending import Taper, cut_units
 from effnet_batch.pipelines.placement import SPLIT, Placement, num_decoding_lanes
 from effnet_batch.pipelines.resolution import Nodes, Resolution
 from effnet_batch.pipelines.run import Run
@@ -41,11 +41,15 @@ def run_videos(
     Raises:
         ray.exceptions.RayError: a worker raised or died too often.
     """
-    rows_per_part = config.to_flat().get("rows_per_part") or _MAX_VIDEOS_PER_PART
+    wanted = config.to_flat().get("rows_per_part")
+    rows_per_part = wanted or _MAX_VIDEOS_PER_PART
+    taper = None if wanted else Taper(placement.num_actors, min_rows=1)
     share = -(-run.pending.num_rows // (placement.num_actors * _UNITS_PER_ACTOR))
     for pending in run.passes():
         first = run.num_units
-        units = list(cut_units(pending, min(rows_per_part, share), KIND_VIDEO, first_unit=first))
+        units = list(
+            cut_units(pending, min(rows_per_part, share), KIND_VIDEO, first_unit=first, taper=taper)
+        )
         bounded = placement.bounded(len(units))
         is_split = bounded.mode == SPLIT
         num_lanes = num_decoding_lanes(bounded, nodes) if is_split else bounded.num_lanes
