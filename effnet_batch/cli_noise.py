@@ -16,7 +16,7 @@ from typing import Any, Final, TextIO, cast
 _NOISE: Final = re.compile(
     rb"^\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ [IWE] \d+ \d+\] "
     rb"|^(\x1b\[\d+m)?\(raylet[^)]*\)"
-    rb"|^[^ ]+ [^ ]+\t(WARNING|ERROR) streaming_executor"
+    rb"|^[^ ]+ [^ ]+\t(WARNING|ERROR) (streaming_executor|exceptions\.py)"
 )
 """How Ray's core begins a line below the level of a fatal error, and what it says of workers."""
 

@@ -188,5 +188,5 @@ def _parse(content: bytes) -> Holder:
             field.name: type(field.default) for field in dataclasses.fields(Holder)
         }
         return Holder(**{name: kinds[name](value) for name, value in values.items()})
-    except (ValueError, TypeError, AttributeError, KeyError):
+    except (ValueError, TypeError, AttributeError, KeyError, OverflowError):
         return Holder()

@@ -8,6 +8,7 @@ with quiet_streams() as stream:
     os.write(2, b"[2026-01-02 03:04:05,678 E 12 34] core_worker.cc:1: noise\\n")
     os.write(2, b"\\x1b[33m(raylet)\\x1b[0m Task submit failed.\\n")
     os.write(2, b"2026-01-02 03:04:05,678\\tERROR streaming_executor_state.py:745 -- noise\\n")
+    os.write(2, b"2026-01-02 03:04:05,678\\tERROR exceptions.py:79 -- Exception in user code\\n")
     os.write(2, b"[W] a plain line\\n")
     print("from python", file=sys.stderr)
     subprocess.run(["sh", "-c", "echo from a child >&2"], check=True)

@@ -102,7 +102,7 @@ def test_the_lock_of_a_killed_run_on_this_host_is_taken_over_at_once(
     storage: Storage, uri: str, other: subprocess.Popen[str]
 ) -> None:
     other.kill()
-    psutil.wait_procs([psutil.Process(other.pid)], timeout=0)  # it may stay as a zombie
+    # Nobody waits for it: it stays as a zombie.
     while psutil.Process(other.pid).status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.01)
     with OutputLock(storage, uri, "mine"):

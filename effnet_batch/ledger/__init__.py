@@ -7,7 +7,7 @@ reason, and its version is unchanged.
 """
 
 from effnet_batch.ledger.frames import read_frames_of
-from effnet_batch.ledger.parts import Part, ids_from_hex, list_parts
+from effnet_batch.ledger.parts import Part, ids_from_hex, list_parts, reading
 from effnet_batch.ledger.scan import Ledger, LedgerPass
 from effnet_batch.ledger.states import SourceStates, find_repeated
 
@@ -20,4 +20,5 @@ __all__ = [
     "ids_from_hex",
     "list_parts",
     "read_frames_of",
+    "reading",
 ]

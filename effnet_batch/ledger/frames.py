@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from effnet_batch.ledger.parts import reading
 from effnet_batch.storage import Storage
 
 _ROWS_PER_TABLE: Final = 4_096
@@ -29,13 +30,20 @@ def read_frames_of(
         columns: which columns, in this order; all when None.
 
     Raises:
-        RecordError: a file vanished since the scan.
+        RecordError: a file vanished since the scan, or is damaged.
     """
     for uri in uris:
-        file = pq.ParquetFile(pa.BufferReader(storage.read(uri)))
-        read = file.schema_arrow.names if columns is None else list(columns)
-        wanted = [*read, *({"record_id"} - set(read))]
-        for batch in file.iter_batches(_ROWS_PER_TABLE, columns=wanted, use_threads=False):
+        data = pa.BufferReader(storage.read(uri))
+        with reading(uri):
+            file = pq.ParquetFile(data)
+            read = file.schema_arrow.names if columns is None else list(columns)
+            wanted = [*read, *({"record_id"} - set(read))]
+            batches = file.iter_batches(_ROWS_PER_TABLE, columns=wanted, use_threads=False)
+        while True:
+            with reading(uri):
+                batch = next(batches, None)
+            if batch is None:
+                break
             table = pa.Table.from_batches([batch])
             if records is not None:
                 table = table.filter(pc.is_in(table["record_id"], value_set=records))

@@ -1,7 +1,9 @@
 """One part's ledger rows, from its last bytes."""
 
+import contextlib
 import dataclasses
 import json
+from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -9,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from effnet_batch.errors import DecodeError
 from effnet_batch.schema import LEDGER_COLUMNS, STATUSES
 from effnet_batch.sink import METADATA_KEY
 from effnet_batch.storage import Storage
@@ -34,6 +37,24 @@ class Part:
 
     uri: str
     size_bytes: int
+
+
+@contextlib.contextmanager
+def reading(uri: str) -> Iterator[None]:
+    """Says which file of an output it is whose bytes are damaged.
+
+    Raises:
+        DecodeError: Parquet could not be read inside.
+    """
+    try:
+        yield
+    # pyarrow says OSError where the bytes themselves are damaged.
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise DecodeError(
+            f"{uri} is damaged ({reason}); delete it and run the job that wrote it again, which "
+            "redoes what it held"
+        ) from error
 
 
 def list_parts(storage: Storage, data_uri: str) -> list[Part]:
@@ -76,7 +97,7 @@ def read_rows(storage: Storage, part: Part, tail: bytes) -> tuple[pa.Table, dict
             table["num_source_records"],
         ],
         names=ROWS_SCHEMA.names[:-1],
-    )
+    ).cast(pa.schema(list(ROWS_SCHEMA)[:-1]))
     return rows, dict(metadata)
 
 

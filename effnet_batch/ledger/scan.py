@@ -10,8 +10,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from effnet_batch.errors import FetchError, OutageError, RecordError
-from effnet_batch.ledger.parts import ID, ROWS_SCHEMA, Part, list_parts, read_rows, tail_size
+from effnet_batch.errors import FetchError, InputError, OutageError, RecordError
+from effnet_batch.ledger.parts import (
+    ID,
+    ROWS_SCHEMA,
+    Part,
+    list_parts,
+    read_rows,
+    reading,
+    tail_size,
+)
 from effnet_batch.ledger.states import SourceStates, group_states
 from effnet_batch.prefixes import EVERY, RowsByPrefix, cut_passes
 from effnet_batch.schema import STATUSES
@@ -142,6 +150,19 @@ class Ledger:
             self._listed_frames = {i.uri for page in self.storage.list(folder) for i in page}
         return self._listed_frames
 
+    def check_readable(self) -> None:
+        """Refuses an output of which a part cannot be read: what is made of the rest is wrong.
+
+        Raises:
+            InputError: names a part.
+        """
+        if self.unreadable:
+            uri, why = next(iter(self.unreadable.items()))
+            raise InputError(
+                f"{len(self.unreadable)} parts cannot be read, such as {uri}: {why}; "
+                f"run the job again, which redoes them"
+            )
+
     def read(self, prefixes: range = EVERY) -> LedgerPass:
         """Returns what is committed of the sources of a pass, by default of all."""
         rows, numbers = self.rows.read_numbered(prefixes)
@@ -199,9 +220,10 @@ class Ledger:
             for i, data in zip(chunk, self.storage.read_many(requests), strict=True):
                 if isinstance(data, RecordError):
                     raise data
-                table = pq.read_table(
-                    pa.BufferReader(data), columns=None if columns is None else list(columns)
-                )
+                with reading(self.parts[i].uri):
+                    table = pq.read_table(
+                        pa.BufferReader(data), columns=None if columns is None else list(columns)
+                    )
                 mask = is_wanted[starts[i] : starts[i + 1]]
                 rows = table if mask.all() else table.filter(pa.array(mask))
                 yield self.parts[i].uri, rows

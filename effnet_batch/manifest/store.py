@@ -284,7 +284,8 @@ def read_manifest(storage: Storage, output: str) -> RowsByPrefix:
                 # Threads would hold several row groups twice, unpacked and decoded.
                 table = part.read_row_group(group, use_threads=False)
                 sources.add(table.select(sources.schema.names).cast(sources.schema))
-    except (FetchError, pa.ArrowException, KeyError) as error:
+    # pyarrow says OSError where the bytes themselves are damaged.
+    except (FetchError, pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise InputError(
             f"{folder}: the manifest is damaged: {error}; run the job with --update"
         ) from None

@@ -158,13 +158,15 @@ def load_scored(
     """Returns the labelled scores of an output, and its run.json.
 
     Raises:
-        InputError: it is no output of scores, or no video of it is labelled.
+        InputError: it is no output of scores, a part of it cannot be read, or no video of it is
+            labelled.
     """
     run = load_run(storage, OutputPaths(root))
     if "thresholds" not in run.get("resolved", {}):
         raise InputError(f"{root} holds no scores; it is an output of {run['job']}")
     found = None if labels is None else read_label_file(labels, storage)
     ledger = Ledger.scan(storage, OutputPaths(root).data)
+    ledger.check_readable()
     own = [name for name in slices if name in videos_schema().names]
     columns = list(dict.fromkeys([*COLUMNS, *own]))
     return gather(ledger.live(columns), found, split=split, slices=slices), run

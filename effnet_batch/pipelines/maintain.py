@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from effnet_batch.errors import InputError, RecordError
-from effnet_batch.ledger import Ledger, read_frames_of
+from effnet_batch.ledger import Ledger, read_frames_of, reading
 from effnet_batch.lock import OutputLock
 from effnet_batch.manifest import read_manifest, replace_manifest
 from effnet_batch.pipelines.run import new_run_id
@@ -133,7 +133,7 @@ def compact(output: str, *, part_bytes: int = 256 << 20, **storage: Any) -> tupl
     load_run(room, paths)
     with OutputLock(room, paths.lock, run_id):
         ledger = Ledger.scan(room, paths.data)
-        _check_readable(ledger)
+        ledger.check_readable()
         old = [part.uri for part in ledger.parts]
         num_new = _rewrite(room, paths, run_id, ledger, part_bytes)
         # Of equal records the part of the smallest name is live, so it goes last.
@@ -172,18 +172,9 @@ def _erase_orphans(room: Storage, paths: OutputPaths) -> None:
     if not (found := _files(room, paths.frames)):
         return
     ledger = Ledger.scan(room, paths.data)
-    _check_readable(ledger)
+    ledger.check_readable()
     owned = {uri for uris in ledger.frames.values() for uri in uris}
     room.delete_many([uri for uri in found if uri not in owned])
-
-
-def _check_readable(ledger: Ledger) -> None:
-    if ledger.unreadable:
-        uri, why = next(iter(ledger.unreadable.items()))
-        raise InputError(
-            f"{len(ledger.unreadable)} parts cannot be read, such as {uri}: {why}; "
-            f"run the job again, which redoes them"
-        )
 
 
 def forget(output: str, uri_list: str, **storage: Any) -> dict[str, int]:
@@ -207,7 +198,7 @@ def forget(output: str, uri_list: str, **storage: Any) -> dict[str, int]:
     ids = [source_id(uri) for uri in uris]
     with OutputLock(room, paths.lock, new_run_id()):
         ledger = Ledger.scan(room, paths.data)
-        _check_readable(ledger)
+        ledger.check_readable()
         known = set(load_forgotten(room, paths))
         room.write(paths.forgotten, json.dumps(sorted(known | set(ids))).encode())
         num_rows, num_parts = _erase_rows(room, ledger, pa.array(ids, pa.string()))
@@ -247,7 +238,8 @@ def _erase_rows(room: Storage, ledger: Ledger, ids: pa.Array) -> tuple[int, int]
         is_hit = pc.is_in(rows["source"], value_set=wanted)
         hit.update(rows.filter(is_hit)["part"].unique().to_pylist())
     for uri in (ledger.parts[number].uri for number in sorted(hit)):
-        table = pq.read_table(pa.BufferReader(room.read(uri)))
+        with reading(uri):
+            table = pq.read_table(pa.BufferReader(room.read(uri)))
         kept = table.filter(pc.invert(pc.is_in(table["source_id"], value_set=ids)))
         num_rows += len(table) - len(kept)
         num_parts += 1
@@ -266,7 +258,8 @@ def _erase_frames(room: Storage, uris: Sequence[str], ids: pa.Array) -> int:
     """Rewrites frames without those of these sources; returns how many are left."""
     num_left = 0
     for uri in uris:
-        table = pq.read_table(pa.BufferReader(room.read(uri)))
+        with reading(uri):
+            table = pq.read_table(pa.BufferReader(room.read(uri)))
         kept = table.filter(pc.invert(pc.is_in(table["source_id"], value_set=ids)))
         num_left += len(kept)
         room.write(uri, part_bytes(kept, read_metadata(table.schema)))
@@ -274,10 +267,17 @@ def _erase_frames(room: Storage, uris: Sequence[str], ids: pa.Array) -> int:
 
 
 def _erase_messages(room: Storage, paths: OutputPaths, uris: list[str]) -> None:
-    """Takes errors that name one of the sources out of the records of the runs."""
+    """Takes errors that name one of the sources out of the records of the runs.
+
+    A damaged record goes as a whole: nobody can tell what it names.
+    """
     for record_uri in [paths.run, *_files(room, paths.runs)]:
-        record = json.loads(room.read(record_uri))
-        error = str(record.get("error", ""))
+        try:
+            record = json.loads(room.read(record_uri))
+            error = str(record.get("error", ""))
+        except (ValueError, AttributeError):
+            room.delete_many([record_uri])
+            continue
         if any(uri in error for uri in uris):
             record["error"] = "(erased)"
             room.write(record_uri, json.dumps(record, indent=2).encode())

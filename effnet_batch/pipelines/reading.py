@@ -31,7 +31,7 @@ def read_embeddings(
         `schema.video_embeddings_schema`; `embedding_matrix` gives its vectors as an array.
 
     Raises:
-        InputError: nothing is committed there.
+        InputError: nothing is committed there, or a part cannot be read.
     """
     return _read_live(output, columns, storage, statuses=[STATUS_OK])
 
@@ -50,7 +50,7 @@ def iter_embeddings(
         An iterator of tables of `schema.embeddings_schema`, of some thousand rows each.
 
     Raises:
-        InputError: nothing is committed there.
+        InputError: nothing is committed there, or a part cannot be read.
     """
     return _ledger(output, storage).live(columns, statuses=[STATUS_OK])
 
@@ -71,7 +71,7 @@ def read_scores(
         A table of `schema.videos_schema`.
 
     Raises:
-        InputError: nothing is committed there.
+        InputError: nothing is committed there, or a part cannot be read.
     """
     return _read_live(output, columns, storage, statuses=STATUSES)
 
@@ -95,11 +95,12 @@ def read_frames(
         one encoder made them (``fingerprint``).
 
     Raises:
-        InputError: no frames are committed there.
+        InputError: no frames are committed there, or a part cannot be read.
     """
     room = Storage(storage or StorageOptions())
     root = canonical_uri(output)
     ledger = Ledger.scan(room, OutputPaths(root).data)
+    ledger.check_readable()
     if not ledger.frames:
         raise InputError(
             f"{root} holds no frames; `score --embeddings` and `embed --frames` store them"
@@ -135,6 +136,7 @@ def _ledger(output: str, storage: StorageOptions | None) -> Ledger:
     ledger = Ledger.scan(Storage(storage or StorageOptions()), OutputPaths(root).data)
     if not ledger.parts:
         raise InputError(f"{root} holds no committed parts")
+    ledger.check_readable()
     return ledger
 
 

@@ -34,7 +34,7 @@ def write_report(output: str, html: str, *, seed: int = 0, **storage: Any) -> Pa
         **storage: settings of `StorageOptions`.
 
     Raises:
-        InputError: there is no scoring output at this place.
+        InputError: there is no scoring output at this place, or a part of it cannot be read.
     """
     room = Storage(StorageOptions(**storage))
     paths = OutputPaths(canonical_uri(output))
@@ -45,6 +45,7 @@ def write_report(output: str, html: str, *, seed: int = 0, **storage: Any) -> Pa
             f"`effnet-batch status {output}` shows what is in it"
         )
     ledger = Ledger.scan(room, paths.data)
+    ledger.check_readable()
     tally = Tally(seed=seed)
     for table in ledger.live(COLUMNS):
         tally.add(table)

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import torch
 
 from effnet_batch.config import RescoreConfig
-from effnet_batch.errors import OutageError, RecordError
-from effnet_batch.ledger import read_frames_of
+from effnet_batch.errors import DecodeError, JobError, OutageError, RecordError
+from effnet_batch.ledger import read_frames_of, reading
 from effnet_batch.models.weights_file import check_sha256
 from effnet_batch.pipelines.progress import UnitProgress
 from effnet_batch.pipelines.rescore_resolve import ResolvedRescoring
@@ -60,6 +60,8 @@ class RescoreWorker:
                 table = pa.Table.from_pylist([row], _SCHEMA)
                 writer.add(table)
                 progress.count(table)
+        except DecodeError as error:
+            raise JobError(f"stored frames cannot be read: {error}") from error
         except RecordError as error:
             raise OutageError(
                 f"stored frames cannot be read: {error}; run the same command again"
@@ -72,9 +74,11 @@ class RescoreWorker:
         """Yields the verdicts of the unit's records."""
         part, records = unit["part"][0].as_py(), unit["record"].combine_chunks()
         with clock.measure("read"):
-            file = pq.ParquetFile(pa.BufferReader(self._storage.read(part)))
-            names = [name for name in KEPT_COLUMNS if name in file.schema_arrow.names]
-            rows = file.read(names)
+            data = pa.BufferReader(self._storage.read(part))
+            with reading(part):
+                file = pq.ParquetFile(data)
+                names = [name for name in KEPT_COLUMNS if name in file.schema_arrow.names]
+                rows = file.read(names)
             rows = rows.filter(pc.is_in(rows["record_id"], value_set=records))
         num_frame_parts = read_metadata(file.schema_arrow).get(FRAMES_KEY, {}).get("num_parts", 0)
         frames = read_frames_of(self._storage, frame_parts(part, num_frame_parts), records=records)

@@ -105,7 +105,7 @@ def load_run(storage: Storage, paths: OutputPaths) -> dict[str, Any]:
         run = json.loads(storage.read(paths.run))
     except RecordError as error:
         raise InputError(f"{paths.root} is no output of effnet-batch: {error}") from error
-    except ValueError:
+    except (ValueError, RecursionError):
         run = None
     if not isinstance(run, dict) or not run.keys() >= _RUN_FIELDS:
         raise InputError(
@@ -131,10 +131,23 @@ def without_forgotten(manifest: RowsByPrefix, forgotten: Iterable[str]) -> RowsB
 
 
 def load_forgotten(storage: Storage, paths: OutputPaths) -> list[str]:
-    """Returns the ids of the sources that were erased; ids say nothing about the sources."""
+    """Returns the ids of the sources that were erased; ids say nothing about the sources.
+
+    Raises:
+        InputError: the list of them is damaged.
+    """
     if not storage.exists(paths.forgotten):
         return []
-    return list(json.loads(storage.read(paths.forgotten)))
+    try:
+        ids = json.loads(storage.read(paths.forgotten))
+    except (ValueError, RecursionError):
+        ids = None
+    if not isinstance(ids, list) or not all(isinstance(one, str) for one in ids):
+        raise InputError(
+            f"{paths.forgotten} is damaged, so that nobody knows what was erased; restore it, or "
+            "delete it and erase again what must not come back"
+        )
+    return ids
 
 
 def check(manifest: RowsByPrefix, ledger: Ledger, run: dict[str, Any]) -> Report:
