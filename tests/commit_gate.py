@@ -25,11 +25,13 @@ _HEAD_END = b"\r\n\r\n"
 class CommitGate(S3Gate):
     """Counts the parts that are written through it and holds those that are too many.
 
-    A part that is written again, by a unit that is done again, is the same part.
+    A part that is written again, by a unit that is done again, is the same part. Other objects may
+    be held instead, by how their names begin.
     """
 
-    def __init__(self, server: S3Server) -> None:
+    def __init__(self, server: S3Server, begin: str = "data/part-") -> None:
         super().__init__(server)
+        self._part = re.compile(rf"PUT /[^/\s]+/(\S+/{begin}[^\s?]+)".encode())
         self._changed = threading.Condition()
         self._num_allowed = math.inf
         self._passed: set[str] = set()
@@ -73,7 +75,7 @@ class CommitGate(S3Gate):
                 while head := _read_head(requests):
                     length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
                     body_length = int(length[1]) if length else 0
-                    if part := re.match(rb"PUT /[^/\s]+/(\S+/data/part-[^\s?]+)", head):
+                    if part := self._part.match(head):
                         if re.search(rb"(?i)\r\nexpect: 100", head):
                             client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
                             head = re.sub(rb"(?i)\r\nexpect: [^\r]+", b"", head)

@@ -1,22 +1,21 @@
 """Fine-tuning from end to end on real clips: workers, restarts, the checkpoint that comes of it."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import ray
 from click.testing import CliRunner
+from commit_gate import CommitGate
+from killed_training import Remote, losses_in, training_workers
 from s3_server import S3Server
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_tracking import mlflow_in
@@ -69,12 +68,14 @@ class Told:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def ray_running(s3: S3Server) -> Iterator[None]:
-    # Ray's workers have the environment that the cluster was started in.
-    with pytest.MonkeyPatch.context() as patch:
+def gate(s3: S3Server) -> Iterator[CommitGate]:
+    """Ray, whose workers write the states of training through a gate."""
+    # They have the environment that the cluster was started in.
+    with CommitGate(s3, "training/state-") as gate, pytest.MonkeyPatch.context() as patch:
         s3.client_env(patch)
+        patch.setenv("AWS_ENDPOINT_URL", gate.endpoint_url)
         with ray_session(None):
-            yield
+            yield gate
 
 
 @pytest.fixture(scope="module")
@@ -105,10 +106,6 @@ def losses(output: Path) -> list[float]:
     return losses_in((output / "training/metrics.jsonl").read_text())
 
 
-def losses_in(metrics: str) -> list[float]:
-    return [line["loss"] for line in map(json.loads, metrics.splitlines()) if "loss" in line]
-
-
 def drawn(output: Path) -> list[float]:
     """Returns the losses that TensorBoard draws of an output."""
     (events,) = (output / "training/events").iterdir()
@@ -119,47 +116,8 @@ def drawn(output: Path) -> list[float]:
     return [one.value for one in scalars]
 
 
-class Remote:
-    """An output on the server, of which training is killed."""
-
-    def __init__(self, server: S3Server, name: str) -> None:
-        self.uri = f"s3://{server.bucket}/{name}"
-        self.server, self.name = server, name
-
-    def losses(self) -> list[float]:
-        return losses_in(self.server.get(f"{self.name}/training/metrics.jsonl").decode())
-
-    def states(self) -> list[str]:
-        """Returns the keys of the saved states, which end with the number of the epoch."""
-        return self.server.keys(f"{self.name}/training/state-")
-
-    def last_epoch(self) -> int:
-        return max((int(key[-9:-3]) for key in self.states()), default=0)
-
-    def kill_after(self, epoch: int, kill: Callable[[], None], is_over: Callable[[], bool]) -> None:
-        """Kills as soon as an epoch is saved, before another one is."""
-        while self.last_epoch() < epoch:
-            assert not is_over()
-            time.sleep(0.02)
-        kill()
-        assert self.last_epoch() == epoch
-
-
-def training_workers() -> list[psutil.Process]:
-    """Returns the processes that train in this test's Ray."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            is_ours = process.environ().get("RAY_TMPDIR") == os.environ["RAY_TMPDIR"]
-            if is_ours and "RayTrainWorker" in " ".join(process.cmdline()):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
 def test_training_is_the_same_for_any_workers_and_restarts(
-    folder: Path, tmp_path: Path, s3: S3Server
+    folder: Path, tmp_path: Path, s3: S3Server, gate: CommitGate
 ) -> None:
     handler = signal.getsignal(signal.SIGINT)
     one, told = run(folder / "labels.csv", tmp_path / "one")
@@ -181,7 +139,8 @@ def test_training_is_the_same_for_any_workers_and_restarts(
     assert sum(waits) / epoch["seconds"] <= epoch["data_wait_share"] < 1
 
     # Two workers, on object storage. They and the driver are killed when an epoch is saved.
-    two = Remote(s3, "finetuned")
+    two = Remote(s3, gate, "finetuned")
+    two.hold_next()
     settings = {**SETTINGS, "num_workers": 2, "address": ray.get_runtime_context().gcs_address}
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
     command = [sys.executable, "-m", "effnet_batch", "finetune", folder / "labels.csv", two.uri]
@@ -199,6 +158,7 @@ def test_training_is_the_same_for_any_workers_and_restarts(
     # The same command goes on. One of its workers is killed when the second epoch is saved: the
     # group starts again from there.
     ended = threading.Event()
+    two.hold_next()
     with ThreadPoolExecutor(1) as pool:
         kill = pool.submit(two.kill_after, 2, lambda: training_workers()[0].kill(), ended.is_set)
         try:
@@ -219,7 +179,8 @@ def test_training_is_the_same_for_any_workers_and_restarts(
 
     # Nothing is left to do, and nothing is done again.
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "one/prepared").rglob("*.p*")}
-    again, _ = run(folder / "labels.csv", tmp_path / "one")
+    again, told_again = run(folder / "labels.csv", tmp_path / "one")
+    assert "all is trained already" in told_again.messages
     assert again.sha256 == one.sha256
     for path, changed in before.items():
         assert path.name == "run.json" or path.stat().st_mtime_ns == changed

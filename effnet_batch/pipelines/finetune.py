@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -10,7 +11,11 @@ from typing import Any, Final
 
 import ray
 import ray.train
+from ray._private.worker import get_dashboard_url
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import (
+    PlacementGroupCleanerCallback,
+)
 
 from effnet_batch.config import ActorSettings, FinetuneConfig
 from effnet_batch.errors import ConfigError, JobError
@@ -36,6 +41,7 @@ from effnet_batch.training.worker import (
     TrainTask,
     best_epoch,
     epochs_of,
+    is_ended,
     train_worker,
 )
 
@@ -43,6 +49,8 @@ MODEL_FILE: Final = "model.safetensors"
 PREPARED_FOLDER: Final = "prepared"
 TRAINING_FOLDER: Final = "training"
 _POLL_SECONDS: Final = 0.5
+_CHECK_SECONDS: Final = 0.2
+"""How often Ray Train looks at its workers, who wait for that at the end of every epoch."""
 _WORKER_CPUS: Final = 0.25
 """What a training worker on CPUs asks for: clips are made ready beside it, by tasks of a whole
 CPU each."""
@@ -126,7 +134,10 @@ def finetune(
             warn=reporter.warning,
         ):
             task = TrainTask(objective=objective, folder=folder, device=device, messages=None)
-            _train(config, task, reporter)
+            if is_ended(storage, task):
+                reporter.message("all is trained already")
+            else:
+                _train(config, task, reporter)
         best, target = join(folder, BEST_FILE), join(root, MODEL_FILE)
         if isinstance(objective, VideoObjective):
             sha256 = export_detector(storage, best, target, objective, config, reporter)
@@ -266,6 +277,17 @@ def _choose_device(config: FinetuneConfig) -> str:
     return "cuda"
 
 
+class _Trainer(TorchTrainer):
+    """Trainer that does without what waits for a dashboard where there is none."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
+        if get_dashboard_url():  # type: ignore[no-untyped-call]
+            return callbacks
+        # It asks the dashboard whether the controller lives, and ends only when that was answered.
+        return [one for one in callbacks if not isinstance(one, PlacementGroupCleanerCallback)]
+
+
 def _train(config: FinetuneConfig, task: TrainTask, reporter: Reporter) -> None:
     """Runs the train loop on the cluster.
 
@@ -273,8 +295,9 @@ def _train(config: FinetuneConfig, task: TrainTask, reporter: Reporter) -> None:
         JobError: it failed more often than allowed, or for a reason that will not go away.
     """
     use_gpu = task.device == "cuda"
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(_CHECK_SECONDS))
     with _messages(reporter) as board, tempfile.TemporaryDirectory() as folder:
-        trainer = TorchTrainer(
+        trainer = _Trainer(
             train_worker,
             train_loop_config={"task": dataclasses.replace(task, messages=board)},
             torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),

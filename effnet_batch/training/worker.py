@@ -79,6 +79,15 @@ def best_epoch(epochs: Iterable[dict[str, Any]], metric: str) -> dict[str, Any]:
     return max(epochs, key=lambda line: (line[f"val_{metric}"], -line[_LOG_LOSS], -line["epoch"]))
 
 
+def is_ended(storage: Storage, task: TrainTask) -> bool:
+    """Returns whether an earlier run has trained all that there is to train."""
+    if (state := _latest_state(storage, task)) is None:
+        return False
+    epoch, settings = int(state[-9:-3]), task.objective.optimisation
+    history = _History(task.objective.METRIC, _read_lines(storage, task, epoch))
+    return epoch >= settings.epochs or history.is_exhausted(settings.patience)
+
+
 def train_worker(config: dict[str, Any]) -> None:
     """Trains until all epochs are done, from wherever the saved state leaves off.
 
