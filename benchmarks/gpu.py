@@ -6,9 +6,9 @@
 
 Five parts, each against what bounds it: (1) the forward pass over frames on the card, against a
 large matrix product, a large copy and timm's network of the same name; (2) from host memory and
-back; (3) decoding, by cores and by nvJPEG; (4) the stages without Ray, from JPEG files to Parquet;
-(5) `embed` and `score` as they are, where Ray is installed. Weights are random and nothing is
-downloaded; photographs are those of scikit-image. A part that cannot run here says so; without a
+back; (3) decoding, by cores, nvJPEG and NVDEC; (4) the stages without Ray, from JPEG files to
+Parquet; (5) `embed` and `score` as they are, where Ray is installed. Weights are random and nothing
+is downloaded; photographs are those of scikit-image. A part that cannot run here says so; without a
 CUDA device the program says so and exits with 2.
 """
 
@@ -114,8 +114,8 @@ def _transfer(
 def _decoding(
     options: argparse.Namespace, machine: Any, ceilings: Any, folder: Path, found: dict[str, Any]
 ) -> list[Any]:
-    """Decoding 500x375 JPEGs to 224 pixels"""
-    from on_card.decoding import measure_cores, measure_nvjpeg
+    """Decoding 500x375 JPEGs, and every 5th frame of 1280x720 H.264, to 224 pixels"""
+    from on_card.decoding import decode_one_image, measure_cores, measure_nvjpeg
 
     from effnet_batch.media.preprocess import Preprocessing
 
@@ -124,10 +124,16 @@ def _decoding(
     files = _photographs(folder, options)
     cores = len(os.sched_getaffinity(0))
     counts = [cores] if options.quick else sorted({1, cores // 2 or 1, cores})
-    lines = measure_cores(machine, files, preprocessing, counts)
+    lines = measure_cores(machine, files, preprocessing, counts, "Pillow", decode_one_image)
     if machine.device.type == "cuda":
         lines += measure_nvjpeg(machine, files, preprocessing, batch_size=256)
-    return lines
+    if importlib.util.find_spec("av") is None:
+        print("videos are left out: PyAV is not installed")
+        return lines
+    from on_card.videos import measure_videos
+
+    seconds = 1 if options.quick else 10
+    return lines + measure_videos(machine, folder / "decoding", preprocessing, counts, seconds)
 
 
 def _stages(

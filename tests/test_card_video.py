@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from photographs import PHOTOGRAPHS, photograph
@@ -19,6 +20,7 @@ from test_crops import FakeDetector
 from tiny_checkpoint import tiny_checkpoint
 from video_files import B_FRAMES, CLIPS, decode_plainly, encode, encoded
 
+import effnet_batch
 from effnet_batch.config import EmbedConfig, ScoreConfig, VideoLimitSettings
 from effnet_batch.errors import ConfigError
 from effnet_batch.media import card_video
@@ -58,13 +60,14 @@ def plain_decoder(
             type(self).num_opened += 1
             data = source if isinstance(source, bytes) else source.read(1 << 30)
             self._frames = decode_plainly(data)
+            self._is_tried = not options
             if options:
                 assert options["stream_index"] == 0
                 assert options["custom_frame_mappings"].count("pts") == len(self._frames)
 
         def get_frames_at(self, indices: list[int]) -> SimpleNamespace:
-            type(self).num_calls += 1
-            if fails_at in indices:
+            type(self).num_calls += not self._is_tried
+            if fails_at in indices and not self._is_tried:
                 raise error or RuntimeError("NVDEC failed")
             shown = [index + (index == late_at) for index in indices]
             pixels = np.stack([self._frames[index][1] for index in shown])
@@ -230,6 +233,12 @@ def test_a_decoder_that_does_not_use_the_card_is_refused() -> None:
     decoder_type.cpu_fallback = "[CUDA] Fallback status: NVcuvid unavailable"
     with pytest.raises(ConfigError, match=r"a driver with NVDEC.*NVcuvid unavailable"):
         on_cpu(decoder_type)
+
+    def of_another_build(source: Any, *, device: str) -> None:
+        raise RuntimeError(f"Unsupported device: {device}")
+
+    with pytest.raises(ConfigError, match=r"torchcodec built for CUDA.*Unsupported device: cuda"):
+        CardVideos(decoder_type=of_another_build)
     with pytest.raises(ConfigError, match="bilinear or bicubic, and these weights want lanczos"):
         CardVideos([Preprocessing(image_size=8, resize_size=8, interpolation="lanczos")])
 
@@ -321,3 +330,19 @@ def test_faces_are_resized_on_a_card() -> None:
     fitted = card.fit(crop, RECIPE)
     assert fitted.is_cuda
     assert psnr(card.stack([fitted])[0], PixelConverter(RECIPE).fit(crop)) > 45
+
+
+@pytest.mark.needs_gpu
+def test_a_job_decodes_on_a_card(tmp_path: Path) -> None:
+    pytest.importorskip("torchcodec.decoders", reason=HAS_TORCHCODEC, exc_type=Exception)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "one.mp4").write_bytes(CARPHONE)
+    (tmp_path / "in" / "two.ts").write_bytes(encoded("H.264 in mpegts"))
+    file = str(tmp_path / "tiny.safetensors")
+    save_checkpoint(file, *tiny_checkpoint())
+    effnet_batch.score(
+        str(tmp_path / "in"), str(tmp_path / "out"), checkpoint=[file], gpu_decode=True
+    )
+    rows = pq.read_table(tmp_path / "out" / "data").sort_by("uri").to_pylist()
+    found = [(row["status"], row["decoder"]) for row in rows]
+    assert found == [("ok", "nvdec"), ("ok", "cpu")]

@@ -66,10 +66,13 @@ def measure_whole(
     write_checkpoint(checkpoint)
     count, seconds = (2, 1) if options.quick else (64, 10)
     write_videos(folder / "videos", count, seconds)
-    for way in ways[:2]:
+    ways = ways[:2]
+    if device == "cuda" and importlib.util.find_spec("torchcodec") is not None:
+        ways.append({"placement": "fused", "gpu_decode": True})
+    for number, way in enumerate(ways):
         summary = effnet_batch.score(
             str(folder / "videos"),
-            str(folder / f"score-{way['placement']}"),
+            str(folder / f"score-{number}"),
             checkpoint=[checkpoint],
             **engine,
             **way,
@@ -79,11 +82,11 @@ def measure_whole(
 
 
 def _line(job: str, model: str, way: dict[str, Any], summary: Any, alone: float | None) -> Whole:
-    placement = way["placement"] + (" nvJPEG" if way.get("gpu_decode") else "")
+    decoder = {"embed": " nvJPEG", "score": " NVDEC"}[job] if way.get("gpu_decode") else ""
     return Whole(
         job=job,
         model=model,
-        placement=placement,
+        placement=way["placement"] + decoder,
         gpus_per_actor=way.get("gpus_per_actor"),
         records=summary.num_new_records,
         seconds=summary.seconds,

@@ -29,7 +29,7 @@ import torch
 
 from effnet_batch.errors import ConfigError
 from effnet_batch.media.card_image import check_interpolation, fit, fits_card
-from effnet_batch.media.container import Cursor
+from effnet_batch.media.container import Cursor, describe
 from effnet_batch.media.h264 import tiny_video
 from effnet_batch.media.pixels import PixelConverter, Pixels
 from effnet_batch.media.preprocess import Preprocessing
@@ -117,13 +117,14 @@ class CardVideos:
     def _check_decoder(self) -> None:
         try:
             decoder = self._decoder_type(tiny_video(), device=str(self._device))
+            decoder.get_frames_at([0])
             reason = str(decoder.cpu_fallback) if decoder.cpu_fallback else None
         except Exception as error:  # noqa: BLE001  of a build for CPUs, or one for another CUDA
-            reason = " ".join(str(error).split())
+            reason = describe(type(error).__name__, error)
         if reason:
             raise ConfigError(
                 f"gpu_decode needs a torchcodec built for CUDA like torch {torch.__version__}, and "
-                f"a driver with NVDEC; leave --gpu-decode out where there is none ({reason[:300]})"
+                f"a driver with NVDEC; leave --gpu-decode out where there is none ({reason})"
             )
 
 
@@ -243,5 +244,5 @@ def _load_torchcodec() -> Any:
         raise ConfigError(
             f"gpu_decode of videos needs torchcodec, built for CUDA like torch "
             f"{torch.__version__}, and FFmpeg's libraries: pip install 'effnet-batch[nvdec]' "
-            f"({' '.join(str(error).split())[:300]})"
+            f"({describe(type(error).__name__, error)})"
         ) from error
