@@ -129,9 +129,8 @@ def main() -> None:
         for name, (make, sampling) in files.items():
             path = Path(folder) / "clip.mp4"
             path.write_bytes(make())
-            is_long = isinstance(sampling, Uniform)
             theirs, ours = [], []
-            for _ in range(1 if is_long else arguments.runs):
+            for _ in range(arguments.runs):
                 theirs.append(cpu_of_ffmpeg(path))
                 ours.append(cpu_of_ours(path, sampling))
             them, us = statistics.median(theirs), statistics.median(ours)

@@ -20,6 +20,10 @@ from decode_video import encode
 from score_videos import write_checkpoint
 
 _RATE = 25
+_SAMPLINGS = (
+    ("--sampling=uniform", "--num-frames=32"),
+    ("--sampling=every_nth", "--ratio=25", "--segment-seconds=60"),
+)
 
 
 def main() -> None:
@@ -37,28 +41,31 @@ def main() -> None:
         settings |= {"minrate": rate, "maxrate": rate, "bufsize": rate}
         clip = encode("libx264", (1280, 720), 10 * _RATE, settings)
         (folder / "clip.mp4").write_bytes(clip)
-        print("| minutes | file MB | worker's peak PSS MB |\n|--:|--:|--:|", flush=True)
+        print(
+            "| minutes | file MB | sampling | worker's peak PSS MB |\n|--:|--:|---|--:|", flush=True
+        )
         for minutes in options.minutes:
             videos = folder / f"videos-{minutes}"
             videos.mkdir()
             repeat(folder / "clip.mp4", videos / "video.mp4", 6 * minutes)
-            size_bytes = (videos / "video.mp4").stat().st_size
-            peak = peak_of_worker(
-                [
-                    str(Path(sys.executable).parent / "effnet-batch"),
-                    "score",
-                    str(videos),
-                    str(folder / f"out-{minutes}"),
-                    f"--checkpoint={checkpoint}",
-                    "--engine=openvino",
-                    "--precision=fp32",
-                    "--sampling=uniform",
-                    "--num-frames=32",
-                    "--num-actors=1",
-                    "--cpus-per-actor=1",
-                ]
-            )
-            print(f"| {minutes} | {size_bytes / 1e6:.0f} | {peak / 1e6:.0f} |", flush=True)
+            size = (videos / "video.mp4").stat().st_size / 1e6
+            for number, sampling in enumerate(_SAMPLINGS):
+                peak = peak_of_worker(
+                    [
+                        str(Path(sys.executable).parent / "effnet-batch"),
+                        "score",
+                        str(videos),
+                        str(folder / f"out-{minutes}-{number}"),
+                        f"--checkpoint={checkpoint}",
+                        "--engine=openvino",
+                        "--precision=fp32",
+                        *sampling,
+                        "--num-actors=1",
+                        "--cpus-per-actor=1",
+                    ]
+                )
+                flags = " ".join(sampling)
+                print(f"| {minutes} | {size:.0f} | `{flags}` | {peak / 1e6:.0f} |", flush=True)
 
 
 def repeat(clip: Path, target: Path, num_times: int) -> None:
