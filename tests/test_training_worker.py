@@ -1,4 +1,4 @@
-"""What a training worker does and keeps of an epoch, and what its driver refuses, without Ray."""
+"""What a training worker does and keeps of an epoch, without Ray."""
 
 import errno
 import types
@@ -13,9 +13,8 @@ import torch
 from test_training import TINY, make_trainer, some_batches
 
 from effnet_batch.config import FinetuneConfig, OptimisationSettings
-from effnet_batch.errors import ConfigError, FingerprintError, OutageError
+from effnet_batch.errors import FingerprintError, OutageError
 from effnet_batch.media.distortions import PARAMETERS, Distortion
-from effnet_batch.pipelines import finetune
 from effnet_batch.pipelines.stored_material import _check_agrees
 from effnet_batch.storage import Storage, atomic, local
 from effnet_batch.training import worker
@@ -32,9 +31,15 @@ from effnet_batch.training.worker import (
 )
 
 
+def no_gpus() -> list[tuple[float, float]]:
+    return [(2.0, 0.0)]
+
+
 def task_in(folder: Path, fingerprint: str = "a" * 16) -> TrainTask:
     objective: Any = types.SimpleNamespace(fingerprint=fingerprint, checkpoint=checkpoint_of)
-    return TrainTask(objective=objective, folder=str(folder), device="cpu", messages=None)
+    return TrainTask(
+        objective=objective, folder=str(folder), device="cpu", nodes=no_gpus, messages=None
+    )
 
 
 def checkpoint_of(model: torch.nn.Module) -> bytes:
@@ -123,14 +128,16 @@ class Cluster:
             samples=pa.table({"label": [0, 1, 0, 1]}),
             validation=pa.table({"label": [0, 1]}),
             make_trainer=self.make_trainer,
-            open=lambda storage: self,
+            open=lambda storage, feed_cpus: self,
             measure=lambda judged: {"auc": 1.0, "log_loss": 0.5},
         )
         board: Any = types.SimpleNamespace(
             tell=types.SimpleNamespace(remote=self.told.append),
             reason=types.SimpleNamespace(remote=lambda: None),
         )
-        self.task = TrainTask(objective=ours, folder=str(folder), device="cpu", messages=board)
+        self.task = TrainTask(
+            objective=ours, folder=str(folder), device="cpu", nodes=no_gpus, messages=board
+        )
 
     def make_trainer(self, storage: Storage, *, device: str, **sizes: Any) -> Trainer:
         self.devices.append(device)
@@ -168,29 +175,6 @@ def test_training_that_has_ended_does_not_go_on(
         assert set(cluster.devices) == {"cpu"}
         ended = "no better epoch for 1 epochs: training ends"
         assert cluster.told[expected:] == ([ended] if patience == 1 else [])
-
-
-@pytest.mark.parametrize(
-    ("device", "num_gpus", "expected"),
-    [
-        ("auto", 0, "cpu"),
-        ("auto", 2, "cuda"),
-        ("auto", 1, "a GPU each, the cluster has 1; lower"),
-        ("cpu", 2, "cpu"),
-        ("cuda", 2, "cuda"),
-        ("cuda", 0, "a GPU each, the cluster has 0; lower --num-workers, or use --device cpu"),
-    ],
-)
-def test_where_it_is_trained(
-    device: str, num_gpus: int, expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(finetune, "cluster_cpus_and_gpus", lambda: [(4.0, num_gpus), (4.0, 0)])
-    config = FinetuneConfig.from_flat({"device": device, "num_workers": 2})
-    if expected in ("cpu", "cuda"):
-        assert finetune._choose_device(config) == expected
-        return
-    with pytest.raises(ConfigError, match=expected):
-        finetune._choose_device(config)
 
 
 def test_distorted_frames_are_not_trained_on() -> None:

@@ -75,7 +75,8 @@ def export_detector(
     """
     found = load_checkpoint(best, storage=storage)
     # Only what is validated on is needed here.
-    clips = dataclasses.replace(objective, samples=objective.samples.slice(0, 0)).open(storage)
+    kept = dataclasses.replace(objective, samples=objective.samples.slice(0, 0))
+    clips = kept.open(storage, feed_cpus=1.0)
     logits = np.array(clips.judge(found.model, objective.validation, device="cpu"))
     labels = objective.validation["label"].to_numpy()
     info = _fitted(found.info, logits, labels, config, reporter)

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Final
 
+from effnet_batch.capacity import num_beside, num_fitting
 from effnet_batch.config import ActorSettings, ClusterSettings, ModelActorSettings
 from effnet_batch.errors import ConfigError
 from effnet_batch.models.engine import EngineChoice
@@ -21,7 +22,6 @@ _SPARE_LANES: Final = 2
 """Videos that wait for a CPU, so that none waits for a video."""
 _MOST_LANES: Final = 64
 """Threads of an actor, which wait for each other's interpreter lock."""
-_GRAINS: Final = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ def resolve_placement(
     if decodes_on_gpu:
         mode = FUSED
     if mode == "auto":
-        can_split = uses_gpu and _num_beside_decoding(nodes, split_cpus, gpus) > 0
+        can_split = uses_gpu and num_beside(nodes, split_cpus, gpus, spare=1.0) > 0
         mode = SPLIT if can_split else FUSED
     if mode == SPLIT:
         cpus = split_cpus
@@ -91,8 +91,8 @@ def resolve_placement(
             f"a fused actor decodes beside the model and needs a whole CPU, got {cpus:g}; raise "
             "--cpus-per-actor, or use --placement split"
         )
-    fitting = sum(_num_fitting(node, cpus, gpus) for node in nodes)
-    room = _num_beside_decoding(nodes, cpus, gpus) if mode == SPLIT else fitting
+    fitting = sum(num_fitting(node, cpus, gpus) for node in nodes)
+    room = num_beside(nodes, cpus, gpus, spare=1.0) if mode == SPLIT else fitting
     wanted = settings.num_actors
     if wanted is None:
         # On CPUs alone, decoding takes about as many as the model.
@@ -130,33 +130,3 @@ def _gpus_per_actor(settings: ModelActorSettings) -> float:
     if gpus > 1 and gpus % 1:
         raise ConfigError(f"--gpus-per-actor above 1 must be a whole number, got {gpus:g}")
     return gpus
-
-
-def _num_fitting(node: tuple[float, float], cpus: float, gpus: float) -> int:
-    """Returns how many actors a node holds; a share of a GPU is a share of a single one."""
-    by_cpu = _grains(node[0]) // _grains(cpus)
-    if not gpus:
-        return by_cpu
-    if gpus < 1:
-        return min(by_cpu, int(node[1]) * (_GRAINS // _grains(gpus)))
-    return min(by_cpu, int(node[1] // gpus))
-
-
-def _num_beside_decoding(nodes: list[tuple[float, float]], cpus: float, gpus: float) -> int:
-    """Returns how many actors leave a whole CPU of some node, wherever Ray puts them.
-
-    Decoding needs one, or the graph waits for ever.
-    """
-    num_exhausting = 0
-    for node in nodes:
-        spare = _grains(node[0]) - _GRAINS
-        exhausting = spare // _grains(cpus) + 1 if spare >= 0 else 0
-        if exhausting > _num_fitting(node, cpus, gpus):  # something always stays free here
-            return sum(_num_fitting(node, cpus, gpus) for node in nodes)
-        num_exhausting += exhausting
-    return max(0, num_exhausting - 1)
-
-
-def _grains(amount: float) -> int:
-    """Returns a resource in the ten-thousandths that Ray counts in, free of rounding."""
-    return round(amount * _GRAINS)

@@ -7,7 +7,9 @@ from typing import Any, Final, cast
 import numpy as np
 import pyarrow as pa
 import ray.data
+from ray.data.read_api import from_blocks
 
+from effnet_batch.capacity import num_beside
 from effnet_batch.config import AugmentationSettings
 from effnet_batch.storage import Storage, StorageOptions
 from effnet_batch.training.augmentation import Augmentation, augment, resize_clip
@@ -37,7 +39,29 @@ PIXELS_SCHEMA: Final = pa.schema(
 )
 """What a training worker takes: uint8 [T, S, S, 3] each as bytes and shape, images [S, S, 3]."""
 
+WORKER_CPUS: Final = 0.25
+"""What a training worker asks for: what it trains on is made ready beside it, by Ray's tasks."""
+_FEED_CPUS: Final = (1.0, 0.75, 0.5, 0.25)
 _CLIPS_PER_TASK: Final = 4
+
+
+def feed_cpus(
+    nodes: Sequence[tuple[float, float]], num_workers: int, *, gpus: float
+) -> float | None:
+    """Returns what a task may ask for that makes clips or images ready.
+
+    That is a whole CPU, or on a cluster that the workers might fill what they leave of one,
+    wherever they are. None if they leave nothing.
+
+    Args:
+        nodes: CPUs and GPUs of every node.
+        num_workers: that train.
+        gpus: of a worker.
+    """
+    for cpus in _FEED_CPUS:
+        if num_beside(nodes, WORKER_CPUS, gpus, spare=cpus) >= num_workers:
+            return cpus
+    return None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,6 +112,7 @@ def stream_batches(
     weights: Mapping[int, float],
     *,
     batch_size: int,
+    num_cpus: float,
     per_task: int = _CLIPS_PER_TASK,
 ) -> Iterator[Batch]:
     """Yields a worker's batches in the order of its steps.
@@ -98,6 +123,7 @@ def stream_batches(
         feed: makes rows of `PIXELS_SCHEMA` of them.
         weights: of each label.
         batch_size: samples of a batch.
+        num_cpus: that a task asks for.
         per_task: samples that are made together; no number depends on it.
     """
     order = samples.take([step.sample for step in steps])
@@ -109,8 +135,9 @@ def stream_batches(
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True
     blocks = [order.slice(start, per_task) for start in range(0, len(order), per_task)]
-    made = ray.data.from_arrow(blocks).map_batches(
-        cast("Any", feed), batch_size=None, batch_format="pyarrow", num_cpus=1
+    # `from_arrow` would ask tasks of a whole CPU each what is in them.
+    made = from_blocks(blocks).map_batches(
+        cast("Any", feed), batch_size=None, batch_format="pyarrow", num_cpus=num_cpus
     )
     waiting: list[dict[str, Any]] = []
     for block in made.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):

@@ -103,6 +103,8 @@ class Images:
     """Images to train on, of `image_feed.IMAGES_SCHEMA`."""
     storage: Storage
     """Reads them."""
+    feed_cpus: float
+    """What a task asks for that makes some of them ready."""
 
     def batches(
         self,
@@ -119,6 +121,7 @@ class Images:
             dataclasses.replace(self.feed, epoch=epoch),
             weights,
             batch_size=batch_size,
+            num_cpus=self.feed_cpus,
             per_task=_IMAGES_PER_TASK,
         )
 
@@ -183,7 +186,7 @@ class ImageObjective(Objective):
         check_sha256(model.weights_info.name, model.weights_info.sha256, self.start_sha256)
         return ImageTrainer(model, self.preprocessing, self.optimisation, **sizes)
 
-    def open(self, storage: Storage) -> Images:
+    def open(self, storage: Storage, *, feed_cpus: float) -> Images:
         """Opens the images."""
         feed = ImageFeed(
             storage=self.storage,
@@ -195,7 +198,11 @@ class ImageObjective(Objective):
             epoch=0,
         )
         return Images(
-            preprocessing=self.preprocessing, feed=feed, samples=self.samples, storage=storage
+            preprocessing=self.preprocessing,
+            feed=feed,
+            samples=self.samples,
+            storage=storage,
+            feed_cpus=feed_cpus,
         )
 
     def measure(self, judged: Sequence[Judged]) -> dict[str, float]:

@@ -83,8 +83,13 @@ class Objective(abc.ABC):
         """
 
     @abc.abstractmethod
-    def open(self, storage: Storage) -> Examples:
-        """Opens what is trained and validated on."""
+    def open(self, storage: Storage, *, feed_cpus: float) -> Examples:
+        """Opens what is trained and validated on.
+
+        Args:
+            storage: reads it.
+            feed_cpus: what a task asks for that makes some of it ready, as `feed.feed_cpus` says.
+        """
 
     @abc.abstractmethod
     def measure(self, judged: Sequence[Any]) -> dict[str, float]:

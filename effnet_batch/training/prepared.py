@@ -36,6 +36,8 @@ class PreparedClips:
     """Clips to train on, of `feed.SAMPLES_SCHEMA`."""
     storage: Storage
     """Reads them."""
+    feed_cpus: float
+    """What a task asks for that makes some of them ready."""
 
     def batches(
         self,
@@ -47,7 +49,9 @@ class PreparedClips:
     ) -> Iterator[Batch]:
         """Yields a worker's batches in the order of its steps."""
         feed = dataclasses.replace(self.feed, epoch=epoch)
-        return stream_batches(self.samples, steps, feed, weights, batch_size=batch_size)
+        return stream_batches(
+            self.samples, steps, feed, weights, batch_size=batch_size, num_cpus=self.feed_cpus
+        )
 
     def judge(self, model: nn.Module, rows: pa.Table, *, device: str) -> list[float]:
         """Returns the logit of every video, by the same path as scoring.

@@ -109,7 +109,7 @@ class VideoObjective(Objective):
             **sizes,
         )
 
-    def open(self, storage: Storage) -> PreparedClips | StoredClips:
+    def open(self, storage: Storage, *, feed_cpus: float) -> PreparedClips | StoredClips:
         """Opens the clips."""
         if self.frames is not None:
             return StoredClips(
@@ -129,7 +129,12 @@ class VideoObjective(Objective):
             epoch=0,
         )
         return PreparedClips(
-            info=self.info, view=self.view, feed=feed, samples=self.samples, storage=storage
+            info=self.info,
+            view=self.view,
+            feed=feed,
+            samples=self.samples,
+            storage=storage,
+            feed_cpus=feed_cpus,
         )
 
     def measure(self, judged: Sequence[float]) -> dict[str, float]:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 import ray
@@ -11,9 +11,10 @@ import ray.train
 import torch
 import torch.distributed as dist
 
-from effnet_batch.errors import FingerprintError, JobError, OutageError
+from effnet_batch.errors import ConfigError, FingerprintError, JobError, OutageError
 from effnet_batch.storage import Storage, join
 from effnet_batch.training.events import event_file, event_file_name, points_of
+from effnet_batch.training.feed import feed_cpus
 from effnet_batch.training.objective import Examples, Objective
 from effnet_batch.training.plan import epoch_plan, share_of
 from effnet_batch.training.trainer import Trainer, class_weights
@@ -39,6 +40,8 @@ class TrainTask:
     device: str
     """``cpu`` or ``cuda``. A worker cannot tell by itself: Ray leaves the GPUs of a node visible to
     those that asked for none."""
+    nodes: Callable[[], Sequence[tuple[float, float]]]
+    """Finds CPUs and GPUs of every node that the cluster has by now."""
     messages: Any
     """Handle of the actor that shows messages to the user, ``tell(text)``, and knows the ``reason``
     for which training was given up, ``give_up(reason)``."""
@@ -124,7 +127,7 @@ def _train(task: TrainTask) -> None:
         device=task.device,
         num_workers=num_workers,
     )
-    examples = objective.open(storage)
+    examples = objective.open(storage, feed_cpus=_feed_cpus(task, num_workers))
     history = _History(objective.METRIC)
     if state := _latest_state(storage, task):
         trainer.load(storage.read(state))
@@ -142,6 +145,21 @@ def _train(task: TrainTask) -> None:
         ray.train.report({"epoch": trainer.epoch, **line})
     if rank == 0 and trainer.epoch < settings.epochs:
         task.messages.tell.remote(f"no better epoch for {settings.patience} epochs: training ends")
+
+
+def _feed_cpus(task: TrainTask, num_workers: int) -> float:
+    """Returns what tasks beside the workers may ask for on the cluster as it is by now.
+
+    Raises:
+        ConfigError: nothing; they would be waited for without end.
+    """
+    share = feed_cpus(task.nodes(), num_workers, gpus=float(task.device != "cpu"))
+    if share is None:
+        raise ConfigError(
+            f"{num_workers} training workers leave nothing of the cluster's CPUs for making ready "
+            "what they train on; lower --num-workers, or add CPUs"
+        )
+    return share
 
 
 class _Epoch:

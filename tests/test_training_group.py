@@ -1,0 +1,98 @@
+"""Where training workers run, and what they leave for making ready what they train on."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_image_training import planted
+
+from effnet_batch.config import FinetuneConfig
+from effnet_batch.errors import ConfigError
+from effnet_batch.pipelines.finetune import finetune
+from effnet_batch.pipelines.session import cluster_cpus_and_gpus, ray_session
+from effnet_batch.pipelines.training_group import choose_device
+from effnet_batch.training.feed import feed_cpus
+
+
+@pytest.mark.parametrize(
+    ("settings", "nodes", "expected"),
+    [
+        ({}, [(4, 0), (4, 0)], "cpu"),
+        ({}, [(4, 2), (4, 0)], "cuda"),
+        ({}, [(4, 1), (4, 0)], "a GPU each, the cluster has 1; lower"),
+        ({"device": "cpu"}, [(4, 2)], "cpu"),
+        ({"device": "cuda"}, [(4, 2)], "cuda"),
+        (
+            {"device": "cuda"},
+            [(4, 0)],
+            "a GPU each, the cluster has 0; lower --num-workers, or use --device cpu",
+        ),
+        (
+            {"num_workers": 16},
+            [(2, 0)],
+            r"16 .* 0.25 CPUs .* room for 8 \(nodes: 2 CPUs and 0 GPUs",
+        ),
+        ({"num_workers": 8}, [(2, 0)], r"leave no CPU for making ready .* lower --num-workers"),
+        ({"num_workers": 3}, [(1, 0)], "cpu"),
+        ({"num_workers": 4}, [(1, 0)], "leave no CPU for making ready"),
+        ({}, [(0, 2), (4, 0)], "2 training workers of 0.25 CPUs and 1 GPUs do not fit: .* for 0 "),
+        ({"num_workers": 1}, [], r"room for 0 \(nodes: none\)"),
+    ],
+)
+def test_where_it_is_trained(
+    settings: dict[str, Any], nodes: list[tuple[float, float]], expected: str
+) -> None:
+    config = FinetuneConfig.from_flat({"num_workers": 2, **settings})
+    if expected in ("cpu", "cuda"):
+        assert choose_device(config, nodes) == expected
+        return
+    with pytest.raises(ConfigError, match=expected):
+        choose_device(config, nodes)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "num_workers", "gpus", "expected"),
+    [
+        ([(2, 0)], 1, 0, 1.0),
+        ([(1, 0)], 1, 0, 0.75),
+        ([(1, 0)], 2, 0, 0.5),
+        ([(1, 0)], 3, 0, 0.25),
+        ([(1, 0)], 4, 0, None),
+        ([(1, 1)], 1, 1, 0.75),
+        # All that has GPUs may be full: the other node makes ready.
+        ([(1, 4), (1, 0)], 4, 1, 1.0),
+        # Two may stand on one node or on both.
+        ([(1, 0), (1, 0)], 1, 0, 1.0),
+        ([(1, 0), (1, 0)], 2, 0, 0.75),
+    ],
+)
+def test_a_cpu_is_shared_with_what_makes_clips_ready(
+    nodes: list[tuple[float, float]], num_workers: int, gpus: float, expected: float | None
+) -> None:
+    assert feed_cpus(nodes, num_workers, gpus=gpus) == expected
+
+
+@pytest.mark.slow
+def test_a_single_cpu_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    for number in range(8):
+        path = tmp_path / f"images/{'ab'[number % 2]}/{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(planted(generator, number % 2)).save(path)
+    monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", '{"CPU": 1}')
+    with ray_session(None):
+        assert cluster_cpus_and_gpus() == [(1.0, 0.0)]
+        found = finetune(
+            str(tmp_path / "images"),
+            str(tmp_path / "out"),
+            label_from="parent",
+            network="efficientnet_lite0",
+            weights="package:efficientnet-lite0",
+            image_size=32,
+            freeze_backbone=True,
+            clips_per_step=2,
+            epochs=1,
+        )
+    assert (found.num_epochs, found.num_samples, found.num_validated) == (1, 6, 2)
