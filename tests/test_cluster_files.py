@@ -16,6 +16,7 @@ import click
 import jsonschema
 import pytest
 import yaml
+from ray.autoscaler._private.docker import docker_start_cmds
 from ray.autoscaler._private.util import fillout_defaults, validate_config
 from ray.scripts.scripts import cli as ray_cli
 
@@ -70,9 +71,9 @@ def test_ray_takes_the_description_of_a_cluster(path):
     workers = {name: each for name, each in types.items() if name != config["head_node_type"]}
     assert all(each["min_workers"] >= 1 for each in workers.values())
     assert sum("GPU" in each["resources"] for each in workers.values()) == 1
-    spot = {"aws": "MarketType: spot", "gcp": "preemptible: true"}[config["provider"]["type"]]
-    assert spot.split(": ")[0] in str(workers["gpu"]["node_config"])
-    assert spot.split(": ")[0] not in str(types["head"]["node_config"])
+    spot = {"aws": "'MarketType': 'spot'", "gcp": "'preemptible': True"}[config["provider"]["type"]]
+    on_spot = {name for name, each in types.items() if spot in str(each["node_config"])}
+    assert on_spot == {"decode", "gpu"}
     with pytest.raises(jsonschema.ValidationError):
         validate_config({**config, "max_worker": 3})
 
@@ -167,19 +168,32 @@ def test_a_manifest_fits_our_image_and_rays_rules(path):
 
 
 def test_the_image_is_pinned_and_runs_as_nobody():
-    text = (CLUSTER / "Dockerfile").read_text()
+    text = (CLUSTER / "Dockerfile").read_text().replace("\\\n", "")
     bases = re.findall(r"^FROM (\S+)(?: AS \w+)?$", text, re.MULTILINE)
     assert all(base == "base" or re.search(r":\d+\.\d+\.\d+-", base) for base in bases)
-    assert re.findall(r"^USER (\S+)$", text, re.MULTILINE) == ["ray"]
+    cpu, cuda = re.split(r"^FROM base AS \w+$", text, flags=re.MULTILINE)[1:]
+    for each in (cpu, cuda):
+        assert re.findall(r"^USER (\S+)$", each, re.MULTILINE) == ["ray"]
+    # By itself the one for CPUs is the small one.
+    assert ["--torch-backend=cpu" in each for each in (cpu, cuda)] == [True, False]
     installs = re.findall(r"pip install (.*)", text)
     torch = re.search(r"torch==\S+", (ROOT / "Makefile").read_text())
     assert torch is not None
     assert torch[0] in text
     assert all("-c constraints.txt" in each or torch[0] in each for each in installs)
-    extras = re.search(r"\"\.\[(.*)\]\"", text)
-    assert extras is not None
-    # What the files in jobs/ ask for: videos, plots of evaluate, MLflow of finetune.
-    assert {"gcs", "mlflow", "openvino", "plots", "video"} <= set(extras[1].split(","))
+    (extras,) = set(re.findall(r"\"\.\[(.*)\]\"", text))
+    # What the files in jobs/ ask for: storage, videos, plots of evaluate, MLflow of finetune.
+    wanted = {"azure", "gcs", "hub", "mlflow", "openvino", "plots", "video"}
+    # Of `ray up`: its head starts the other nodes and copies the token to them, into the home that
+    # the image names, from which the tools of its containers take it.
+    assert wanted | {"launcher"} <= set(extras.split(","))
+    (packages,) = re.findall(r"apt-get install (.*?)&&", text)
+    assert {"openssh-client", "rsync"} <= set(packages.split())
+    home = re.search(r"^ENV HOME=(\S+)", text, re.MULTILINE)
+    assert home is not None
+    mounts = yaml.safe_load((CLUSTER / "aws.yaml").read_text())["file_mounts"]
+    command = docker_start_cmds("ubuntu", "image", mounts, "ray", [], "name", home[1], "docker")
+    assert ":/home/ray/.ray/auth_token " in command
     for line in re.findall(r"^COPY (.*)$", text, re.MULTILINE):
         for source in line.split()[:-1]:
             assert (ROOT / source).exists(), source
