@@ -90,7 +90,7 @@ def submit(
     """
     if retries and not wait:
         raise click.UsageError("--retries needs --wait")
-    settings = {**(load_toml(config) if config else {}), **dict(map(parse_change, changes))}
+    settings = {**(load_toml(config, job) if config else {}), **dict(map(parse_change, changes))}
     job_input, job_output = (_taken(settings, name) for name in ("input", "output"))
     CONFIGS[job].from_flat(settings)  # a mistake is said here, not by a job an hour later
     from effnet_batch.submission import JobCluster

@@ -54,7 +54,7 @@ def config_options(
                 name: value for name in fields if (value := kwargs.pop(name)) not in (None, ())
             }
             try:
-                settings = {**(load_toml(path) if path else {}), **given}
+                settings = {**(load_toml(path, job) if path else {}), **given}
             except ConfigError as error:
                 raise click.UsageError(str(error)) from error
             for name in _PLACES:

@@ -16,14 +16,17 @@ if TYPE_CHECKING:
     from effnet_batch.plan import Costs, Forecast
 
 
+_JOBS = ("embed", "score")
+
+
 @click.command()
 @click.argument("input", required=False)
 @click.option("--config", metavar="FILE.toml", help="Settings of the job.")
 @changes_option
 @click.option(
     "--job",
-    type=click.Choice(["embed", "score"]),
-    help="Which job; default: score where the settings name a checkpoint, else embed.",
+    type=click.Choice(_JOBS),
+    help="Which job; default: the file's, else score where a checkpoint is named, else embed.",
 )
 @click.option(
     "--sources", type=click.IntRange(min=1), default=64, show_default=True, help="Sources to run."
@@ -49,7 +52,7 @@ def plan(
 
     Elsewhere is the Ray cluster at `address`, a setting, or RAY_ADDRESS, and a cluster that is
     described. Nothing is written. Where the model shall run on GPUs, this machine must have one of
-    their kind.
+    their kind: without one, --gpus is refused, and those of the cluster at `address` do not count.
 
     \b
     effnet-batch plan photos/ --set model=efficientnet_b4 --cpus 64 --price-per-hour 2.50
@@ -62,18 +65,37 @@ def plan(
     place = settings.pop("input", None) if input is None else input
     if not isinstance(place, str):
         raise click.UsageError("INPUT is missing; name it on the command line or in the file")
-    job = job or ("score" if settings.get("checkpoint") else "embed")
+    named = settings.pop("job", None)
+    job = job or named or ("score" if settings.get("checkpoint") else "embed")
+    if job not in _JOBS or named not in (None, job):
+        raise click.UsageError(
+            f"these are settings of {named}; plan tells of {' and '.join(_JOBS)}"
+        )
     parsed = CONFIGS[job].from_flat(settings)
-    from effnet_batch.plan import Machines, cluster_machines, local_machines, plan as run_plan
+    from effnet_batch.plan import (
+        Machines,
+        check_kind,
+        cluster_machines,
+        local_machines,
+        plan as run_plan,
+        samples_on_gpu,
+    )
 
-    address = str(settings.get("address") or os.environ.get("RAY_ADDRESS") or "")
-    cluster = cluster_machines(address) if address else None
-    found = run_plan(place, config=parsed, sample=sources, reporter=console)
     described = None
     if gpus is not None and cpus_per_gpu is not None:
         described = Machines(cpus=gpus * cpus_per_gpu, gpus=gpus, price_per_hour=price_per_hour)
     elif cpus is not None:
         described = Machines(cpus=cpus, price_per_hour=price_per_hour)
+    address = str(settings.get("address") or os.environ.get("RAY_ADDRESS") or "")
+    cluster = cluster_machines(address) if address else None
+    uncounted = ""
+    if cluster is not None and cluster.gpus and not samples_on_gpu(parsed):
+        uncounted = f"; its {cluster.gpus:g} GPUs are not counted: the sample ran on a CPU"
+        cluster = dataclasses.replace(cluster, gpus=0)
+    for machines in (cluster, described):
+        if machines is not None:
+            check_kind(machines, uses_gpu=samples_on_gpu(parsed))  # before a sample is run in vain
+    found = run_plan(place, config=parsed, sample=sources, reporter=console)
     facts: dict[str, Any] = {
         "sources": found.num_sources,
         "records": found.num_records,
@@ -82,9 +104,8 @@ def plan(
         **_facts("this machine", found.on(local_machines(found.costs))),
     }
     if cluster is not None:
-        if not found.costs.uses_gpu:
-            cluster = dataclasses.replace(cluster, gpus=0)  # they would stand idle
-        facts |= _facts(f"the cluster, {cluster.cpus:g} CPUs", found.on(cluster))
+        ((name, text),) = _facts(f"the cluster, {cluster.cpus:g} CPUs", found.on(cluster)).items()
+        facts[name] = text + uncounted
     if described is not None:
         facts |= _facts(f"{described.cpus:g} CPUs, {described.gpus:g} GPUs", found.on(described))
     console.summary(f"{job} of {place}, from {found.costs.num_sources:,} sources", facts)

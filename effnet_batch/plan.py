@@ -90,12 +90,7 @@ class Plan:
         Raises:
             ConfigError: it has GPUs and the sample's model ran on a CPU, or the reverse.
         """
-        if bool(machines.gpus) != self.costs.uses_gpu:
-            ran_on, has = ("a GPU", "none") if self.costs.uses_gpu else ("a CPU", "GPUs")
-            raise ConfigError(
-                f"the sample's model ran on {ran_on} and the cluster has {has}, of which nothing "
-                f"is known; plan on a machine of the cluster's kind"
-            )
+        check_kind(machines, uses_gpu=self.costs.uses_gpu)
         seconds = self.costs.stage_seconds
         decode, model = seconds["decode"] + seconds["write"], seconds["model"]
         if machines.gpus:
@@ -108,6 +103,29 @@ class Plan:
         hours = self.num_records / rate / 3600
         price = None if machines.price_per_hour is None else hours * machines.price_per_hour
         return Forecast(bottleneck=bottleneck, records_per_second=rate, hours=hours, price=price)
+
+
+def samples_on_gpu(config: JobConfig) -> bool:
+    """Returns whether the model of a sample that is run here runs on a GPU."""
+    return config.to_flat()["device"] != "cpu" and torch.cuda.is_available()
+
+
+def check_kind(machines: Machines, *, uses_gpu: bool) -> None:
+    """Refuses machines of another kind than the one that a sample runs on.
+
+    Args:
+        machines: that a forecast is wanted for.
+        uses_gpu: whether the sample's model runs on a GPU.
+
+    Raises:
+        ConfigError: they have GPUs and the model runs on a CPU, or the reverse.
+    """
+    if bool(machines.gpus) != uses_gpu:
+        runs_on, has = ("a GPU", "none") if uses_gpu else ("a CPU", "GPUs")
+        raise ConfigError(
+            f"the sample's model runs on {runs_on} and the cluster has {has}, of which nothing is "
+            f"known; plan on a machine of the cluster's kind"
+        )
 
 
 def plan(
@@ -178,5 +196,5 @@ def _run_sample(manifest: str, output: str, config: JobConfig, reporter: Reporte
         num_records=num_records,
         stage_seconds={name: each / num_records for name, each in summary.stage_seconds.items()},
         bytes_per_record=summary.size_bytes / num_records,
-        uses_gpu=settings["device"] != "cpu" and torch.cuda.is_available(),
+        uses_gpu=samples_on_gpu(config),
     )

@@ -65,7 +65,8 @@ def test_a_settings_file_documents_every_setting(name, tmp_path):
     settings = config.settings()
     text = (ROOT / "jobs" / f"{name}.toml").read_text()
     lines = documented(text)
-    assert list(lines) == ["input", "output", *settings]
+    assert list(lines) == ["job", "input", "output", *settings]
+    assert lines["job"][1] == f'job = "{job}"'
 
     path = tmp_path / "all.toml"
     path.write_text("\n".join(code for _, code, _ in lines.values()))
@@ -104,6 +105,12 @@ def test_input_and_output_may_stand_in_the_file(tmp_path, arguments, places):
     path.write_text('input = "in"\noutput = "out"\ntop_k = 3\n')
     found = parsed("embed", *arguments, "--config", str(path), "--top-k", "5")
     assert (found["input"], found["output"], found["settings"]) == (*places, {"top_k": 5})
+
+
+def test_a_file_of_another_job_is_refused():
+    path = str(ROOT / "jobs" / "finetune.toml")
+    with pytest.raises(click.UsageError, match=r"holds settings of finetune, not of embed"):
+        parsed("embed", "--config", path)
 
 
 @pytest.mark.parametrize("output", ["", "output = 3"])

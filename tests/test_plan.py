@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from embed_process import FAST_MODEL
@@ -12,6 +13,8 @@ from ray_nodes import RayNodes
 from effnet_batch.cli import main
 from effnet_batch.errors import ConfigError
 from effnet_batch.plan import Costs, Machines, Plan
+
+ROOT = Path(__file__).parents[1]
 
 
 def costs(*, uses_gpu: bool, model: float = 0.005) -> Costs:
@@ -86,8 +89,8 @@ def test_a_plan_runs_a_sample_and_leaves_nothing(photos, tmp_path):
 def test_a_plan_counts_the_cpus_of_a_cluster(photos, tmp_path):
     with RayNodes(tmp_path, {}) as nodes:
         nodes.start_head()
-        nodes.add_workers(2, "--num-cpus=3")
-        flags = ["--sources=4", f"--set=address={nodes.host}:{nodes.port}"]
+        nodes.add_workers(2, "--num-cpus=3", "--num-gpus=1")
+        flags = ["--sources=4", "--set=device=cpu", f"--set=address={nodes.host}:{nodes.port}"]
         flags += [f"--set={flag[2:].replace('-', '_')}" for flag in FAST_MODEL]
         done = subprocess.run(
             [sys.executable, "-m", "effnet_batch", "plan", str(photos), *flags],
@@ -96,6 +99,7 @@ def test_a_plan_counts_the_cpus_of_a_cluster(photos, tmp_path):
             text=True,
         )
     assert done.returncode == 0, done.stderr
+    assert "; its 2 GPUs are not counted: the sample ran on a CPU" in done.stdout
     here, there = (
         re.search(rf"^  {name} +([\d.,]+) records/s", done.stdout, re.MULTILINE)
         for name in ("this machine", "the cluster, 6 CPUs")
@@ -113,6 +117,10 @@ def test_a_plan_counts_the_cpus_of_a_cluster(photos, tmp_path):
         (["in", "--gpus=8"], "--gpus and --cpus-per-gpu"),
         (["in", "--cpus=8", "--gpus=8", "--cpus-per-gpu=2"], "--gpus and --cpus-per-gpu"),
         (["in", "--set=modl=x"], "did you mean 'model'?"),
+        # Before an input is listed that does not even exist.
+        (["in", "--set=device=cpu", "--gpus=8", "--cpus-per-gpu=2"], "of which nothing is known"),
+        (["in", "--config", f"{ROOT}/jobs/finetune.toml"], "these are settings of finetune; plan"),
+        (["in", "--config", f"{ROOT}/jobs/rescore.toml", "--job=score"], "are settings of rescore"),
     ],
 )
 def test_a_mistake_is_named(arguments, message, capfd):

@@ -118,11 +118,16 @@ class JobConfig:
         return flat
 
 
-def load_toml(path: str) -> dict[str, Any]:
+def load_toml(path: str, job: str | None = None) -> dict[str, Any]:
     """Reads a TOML file of flat settings; tables are not used.
 
+    Args:
+        path: of the file.
+        job: whose settings they shall be. A file may name its ``job``, so that no other one takes
+            it; that name is returned only where ``job`` is None.
+
     Raises:
-        ConfigError: the file is missing, is not TOML, or holds a table.
+        ConfigError: the file is missing, is not TOML, holds a table, or is of another job.
     """
     try:
         values = tomllib.loads(Path(path).expanduser().read_text(encoding="utf-8"))
@@ -133,6 +138,8 @@ def load_toml(path: str) -> dict[str, Any]:
     for name, value in values.items():
         if isinstance(value, dict):
             raise ConfigError(f"{path}: settings are flat, so write its keys without [{name}]")
+    if job is not None and (named := values.pop("job", job)) != job:
+        raise ConfigError(f"{path} holds settings of {named}, not of {job}")
     return values
 
 
