@@ -23,10 +23,12 @@ from effnet_batch.sink import OutputPaths
 from effnet_batch.storage import Storage, join, redact, scheme_of
 from effnet_batch.storage.uris import LOCAL, WEB_SCHEMES
 
-_STORAGE_SECONDS: Final = 20.0
+_STORAGE_SECONDS: Final = 10.0
 """Longer is no answer of a node's storage."""
-_START_SECONDS: Final = 120.0
-"""Longer is no start of a worker, even on a node that is far too busy."""
+_SLOW_SECONDS: Final = 15.0
+"""After so long it is said which nodes are waited for."""
+_ANSWER_SECONDS: Final = 120.0
+"""Longer is no start of a worker, even on a node that is far too busy, with weights to fetch."""
 _MAX_LINES: Final = 10
 
 
@@ -70,7 +72,11 @@ def check_resources(nodes: Sequence[tuple[float, float]], *, needs_gpu: bool) ->
 
 
 def check_nodes(
-    output: str, source: str | None, storage: Storage, load: Callable[[], object]
+    output: str,
+    source: str | None,
+    storage: Storage,
+    load: Callable[[], object],
+    say: Callable[[str], None],
 ) -> None:
     """Lets every node that has CPUs or GPUs do what its workers will have to do.
 
@@ -79,10 +85,11 @@ def check_nodes(
         source: URI of a source, which the driver can read; None if there is none.
         storage: how both are reached.
         load: loads the weights; is sent to the nodes.
+        say: is told which nodes are slow to answer, long before they are given up.
 
     Raises:
         StorageError: a node cannot read or write the output, or read the source.
-        ConfigError: a node has other versions, cannot read the weights, or starts no worker.
+        ConfigError: a node has other versions, cannot read the weights, or does not answer.
     """
     if source is not None and scheme_of(source) in WEB_SCHEMES:
         source = None  # one dead host among many is a record
@@ -92,7 +99,7 @@ def check_nodes(
     nodes = {node["NodeID"]: node for node in _working_nodes()}
     storage.write(f"{stem}-nonce", nonce)
     try:
-        answers = _ask(nodes, errand, load)
+        answers = _ask(nodes, errand, load, say)
         missing = [each for each in answers if not _is_answered(errand, each)]
     finally:
         storage.delete_many([f"{stem}-{name}" for name in ("nonce", *nodes)])
@@ -148,7 +155,10 @@ def versions() -> dict[str, str]:
 
 
 def _ask(
-    nodes: dict[str, dict[str, Any]], errand: Errand, load: Callable[[], object]
+    nodes: dict[str, dict[str, Any]],
+    errand: Errand,
+    load: Callable[[], object],
+    say: Callable[[str], None],
 ) -> dict[str, Answer]:
     """Returns the answer of every node, by its id; a node lost meanwhile is not missed."""
     # No CPU is asked for: a node that is busy with another job answers all the same.
@@ -159,9 +169,22 @@ def _ask(
         ).remote(errand, node_id, load): node_id
         for node_id in nodes
     }
-    done, late = ray.wait(list(refs), num_returns=len(refs), timeout=_START_SECONDS)
+    _, late = ray.wait(list(refs), num_returns=len(refs), timeout=_SLOW_SECONDS)
+    if late:
+        named = ", ".join(_name(nodes[refs[ref]]) for ref in late[:_MAX_LINES])
+        say(
+            f"{len(late)} of {len(refs)} nodes have not answered within {_SLOW_SECONDS:g} s and "
+            f"have until {_ANSWER_SECONDS:g} s: {named}"
+        )
+    done, late = ray.wait(
+        list(refs), num_returns=len(refs), timeout=_ANSWER_SECONDS - _SLOW_SECONDS
+    )
     answers = {
-        refs[ref]: _failed(f"has started no worker within {_START_SECONDS:g} s") for ref in late
+        refs[ref]: _failed(
+            f"has not answered within {_ANSWER_SECONDS:g} s: it starts no worker, or cannot read "
+            f"the weights in that time"
+        )
+        for ref in late
     }
     for ref in done:
         try:

@@ -158,7 +158,7 @@ def _check_cluster(
     settings = config.to_flat()
     settings |= {name: value for name, value in _PLAIN_ENGINE.items() if name in settings}
     load = functools.partial(resolve, type(config).from_flat(settings))
-    check_nodes(run.paths.root, first_uri(run.pending), run.storage, load)
+    check_nodes(run.paths.root, first_uri(run.pending), run.storage, load, run.reporter.message)
 
 
 def _wants_gpu(config: JobConfig, nodes: Nodes) -> bool:
