@@ -14,7 +14,7 @@ from scored_output import video_row, write_output
 
 import effnet_batch
 from effnet_batch.cli import main
-from effnet_batch.errors import DecodeError, InputError
+from effnet_batch.errors import DecodeError, InputError, OutageError
 from effnet_batch.ledger import Ledger, read_frames_of
 from effnet_batch.pipelines.failures import cause_of
 from effnet_batch.storage import Storage
@@ -151,3 +151,13 @@ def test_an_error_of_a_library_is_what_a_worker_failed_of() -> None:
     assert str(cause_of(ray.exceptions.RayError(text))) == (
         "a worker failed: pyarrow.lib.ArrowInvalid: magic bytes not found"
     )
+
+
+def test_what_ray_says_below_an_error_does_not_hide_it() -> None:
+    text = (
+        "ray::Worker() (pid=1)\n  File x\neffnet_batch.errors.OutageError: http://s3 is away\n"
+        "The above exception was the direct cause of the following exception:\n  File y\n"
+        "ray.exceptions.UserCodeException: UDF failed to process a data block."
+    )
+    found = cause_of(ray.exceptions.RayError(text))
+    assert (type(found), str(found)) == (OutageError, "http://s3 is away")

@@ -20,6 +20,8 @@ _OURS: Final = re.compile(r"\beffnet_batch\.errors\.(\w+): (.*)")
 """Our own error in the last line of a traceback."""
 _NAMED: Final = re.compile(r"[\w.]*[A-Z]\w*: ")
 """How the last line of a traceback begins, also of errors not called so: ``ArrowInvalid: ``."""
+_WRAPPER: Final = "ray.exceptions.UserCodeException: "
+"""Ray Data's own error, which stands below the one that it is about."""
 
 
 def cause_of(error: Exception) -> EffnetBatchError:
@@ -39,7 +41,11 @@ def cause_of(error: Exception) -> EffnetBatchError:
             "a worker died again and again although every source was decoded in a process of its "
             f"own: {redact(lines[0])}; see Ray's logs, then run the same command again"
         )
-    errors_named = (line for line in reversed(lines) if "Error:" in line or _NAMED.match(line))
+    errors_named = (
+        line
+        for line in reversed(lines)
+        if ("Error:" in line or _NAMED.match(line)) and not line.startswith(_WRAPPER)
+    )
     named = next(errors_named, lines[-1] if lines else "")
     if ours := _OURS.search(named):  # Ray wraps what an actor raised, and ships the text alone
         kind = getattr(errors, ours[1], JobError)
