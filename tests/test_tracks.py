@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from effnet_batch.media.tracks import Box, TrackLinker, interpolate, intersection_over_union
+from effnet_batch.models.forgery_registry import PROTOCOLS
 
 
 def box(left: float, top: float, size: float = 10, score: float = 0.9) -> Box:
@@ -88,3 +89,15 @@ def test_the_best_overlap_wins() -> None:
 def test_interpolation_moves_every_side() -> None:
     middle = interpolate(box(0, 0, 10, 0.5), box(10, 20, 30, 0.9), 0.25)
     assert middle == Box(left=2.5, top=5, right=17.5, bottom=20, score=0.6)
+
+
+@pytest.mark.parametrize("layout", [name for name in PROTOCOLS if name.startswith("thesis_")])
+def test_a_moving_head_stays_one_sequence_where_the_publisher_has_one(layout: str) -> None:
+    linking = {name: PROTOCOLS[layout].faces[name] for name in ("min_iou", "max_gap")}
+    num_frames = PROTOCOLS[layout].sampling["num_frames"]
+    # Three fifths of its side from one sampled frame to the next, and once out of sight.
+    frames = [[box(6 * step, 0)] for step in range(num_frames)]
+    assert len(link_all(frames, **linking)) == 1
+    assert len(link_all(frames)) == num_frames
+    away = [frames[0], *([] for _ in range(num_frames - 2)), frames[1]]
+    assert len(link_all(away, **linking)) == 1
