@@ -9,8 +9,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from manifest_tables import build_manifest, save_manifest, summarize
 
+from effnet_batch.cli import main
 from effnet_batch.errors import InputError
 from effnet_batch.manifest import fetch_uris
 from effnet_batch.schema import source_id
@@ -305,3 +307,23 @@ def test_a_signed_list_and_a_signed_image(web_list: str) -> None:
     image = build_manifest(SIGNED, storage)
     assert uris(image) == ["https://h.example/a.jpg?v=1"]
     assert fetch_uris(image, SIGNED, storage) == {image["source_id"][0].as_py(): SIGNED}
+
+
+def test_the_command_leaves_refused_entries_out_where_told_and_says_how_many(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b/c"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / f"{name}.jpg").write_bytes(b"")
+    listed, manifest = str(tmp_path / "list.txt"), str(tmp_path / "m.parquet")
+    Path(listed).write_text("in/a.jpg\nftp://host/b.jpg\n")
+    refused = CliRunner().invoke(main, ["manifest", listed, manifest])
+    assert refused.exit_code == 2
+    assert "1 entries are refused" in capfd.readouterr().err
+    kept = CliRunner().invoke(main, ["manifest", listed, manifest, "--skip-bad-lines"])
+    assert kept.exit_code == 0, kept.output
+    assert "left out, refused" in kept.output + capfd.readouterr().out
+    assert uris(build_manifest(manifest, Storage())) == [f"{tmp_path}/in/a.jpg"]
+    flat = CliRunner().invoke(main, ["manifest", str(tmp_path / "in"), manifest, "--no-recursive"])
+    assert flat.exit_code == 0, flat.output
+    assert uris(build_manifest(manifest, Storage())) == [f"{tmp_path}/in/a.jpg"]

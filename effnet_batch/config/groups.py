@@ -63,6 +63,10 @@ class InputSettings:
     label_from: str | None = setting(
         None, "Take the label from the parent folder's name.", choices=("parent",)
     )
+    recursive: bool = setting(True, "List also the folders inside a folder.")
+    skip_bad_lines: bool = setting(
+        False, "Leave out entries of a list that are refused, instead of failing."
+    )
     limit: int | None = setting(None, "Take only the first N sources.", minimum=1)
     sample: int | None = setting(None, "Take N sources at random.", minimum=1)
     seed: int = setting(0, "Seed of --sample.", minimum=0)
@@ -91,7 +95,7 @@ class StorageSettings:
     requester_pays: bool = setting(False, "Pay for requests to requester-pays buckets.")
     kms_key_id: str | None = setting(None, "KMS key that encrypts what is written to S3.")
     max_requests_per_second: float | None = setting(
-        None, "Requests per second and worker process.", minimum=0.01
+        None, "Requests per second of each worker process.", minimum=0.01
     )
     allow_private_hosts: bool = setting(False, "Let http(s) sources name private addresses.")
 

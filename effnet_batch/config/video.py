@@ -23,7 +23,11 @@ class SamplingSettings:
     num_clips: int | None = setting(None, "clips: clips of a video.", minimum=1)
     stride: int | None = setting(None, "clips: distance of a clip's frames.", minimum=1)
     fps: float | None = setting(None, "fps: frames per second.", minimum=0.001)
-    max_frames: int = setting(1000, "Most frames of a video, or of a segment.", minimum=1)
+    max_frames: int = setting(
+        1000,
+        "Most frames of a video, or of a segment; where there are more, fewer, evenly.",
+        minimum=1,
+    )
     min_frames: int = setting(1, "Videos with fewer readable frames are too_short.", minimum=1)
     segment_seconds: float | None = setting(
         None, "Sample every stretch of this length on its own, one after the other.", minimum=0.1

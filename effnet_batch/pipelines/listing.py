@@ -32,15 +32,7 @@ def list_input(input: str, manifest: str, settings: Mapping[str, Any]) -> dict[s
     target = canonical_uri(manifest)
     check_savable(room, target)
     sources = build_manifest(
-        input,
-        room,
-        medium=config.medium.medium,
-        kind=config.input.kind,
-        media_column=config.input.media_column,
-        label_from=config.input.label_from,
-        limit=config.input.limit,
-        sample=config.input.sample,
-        seed=config.input.seed,
+        input, room, medium=config.medium.medium, **dataclasses.asdict(config.input)
     )
     save_manifest(room, target, sources)
     found = summarize(sources)
@@ -49,6 +41,7 @@ def list_input(input: str, manifest: str, settings: Mapping[str, Any]) -> dict[s
         "sources": found.num_sources,
         **{f"  {kind}": count for kind, count in found.num_by_kind.items()},
         **{f"left out, {name}": n for name, n in found.num_skipped_by_extension.items()},
+        **({"left out, refused": found.num_bad_lines} if found.num_bad_lines else {}),
     }
 
 

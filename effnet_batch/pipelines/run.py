@@ -144,20 +144,16 @@ class Run:
 
     def _list_input(self, *, update: bool) -> None:
         self.reporter.message(f"listing {redact(self.input)}")
-        settings = self.config.group(InputSettings)
         sources = build_manifest(
             self.input,
             self.storage,
             medium=self._medium,
-            kind=settings.kind,
-            media_column=settings.media_column,
-            label_from=settings.label_from,
-            limit=settings.limit,
-            sample=settings.sample,
-            seed=settings.seed,
             exclude=self.paths.root,
+            **dataclasses.asdict(self.config.group(InputSettings)),
         )
         summary = summarize(sources)
+        if summary.num_bad_lines:
+            self.reporter.warning(f"{summary.num_bad_lines:,} entries are refused and left out")
         self._medium = summary.medium
         if skipped := summary.num_skipped_by_extension:
             names = ", ".join(f"{count:,} {name or '(none)'}" for name, count in skipped.items())
