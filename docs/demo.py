@@ -35,6 +35,13 @@ PHOTOGRAPHS = {
     "motorcycle": lambda: skimage.data.stereo_motorcycle()[0],
     "rocket": skimage.data.rocket,
 }
+EXPECTED_CLASSES = {
+    "cat": (281, 282, 285),
+    "coffee": (504, 967, 968),
+    "motorcycle": (665, 670),
+    "rocket": (657, 744),
+}
+"""Of which one must be the best."""
 # The ImageNet classes that these photographs resemble.
 CLASS_NAMES = {
     281: "tabby cat",
@@ -101,6 +108,8 @@ def show_vectors(output: Path) -> None:
         nearest = np.argsort(-(vectors @ vectors[row]))[1:4]  # the first is the image itself
         print(f"  {names[row]:<14} {', '.join(best)}")
         print(f"  {'':<14} most similar: {', '.join(names[each] for each in nearest)}")
+        if classes[0] not in EXPECTED_CLASSES[kind]:
+            sys.exit(f"{names[row]} is no {best[0]}: something does not work.")
 
 
 def train_detector(folder: Path) -> None:

@@ -49,7 +49,6 @@ class Console:
         stream: TextIO | None = None,
         results: TextIO | None = None,
         is_terminal: bool | None = None,
-        is_quiet: bool = False,
         is_json: bool = False,
         unit: str = "records",
         clock: Callable[[], float] = time.monotonic,
@@ -61,7 +60,6 @@ class Console:
             stream: where progress, messages and warnings go; standard error by default.
             results: where summaries and tables go; standard output by default.
             is_terminal: whether ``stream`` can move its cursor; asked of the stream by default.
-            is_quiet: leave out progress and messages; warnings and results stay.
             is_json: every line, result and row of a table is a JSON object, for log collectors.
             unit: what is counted, in the plural.
             clock: seconds that only grow, for the intervals of the plain lines.
@@ -72,7 +70,6 @@ class Console:
         if is_terminal is None:
             is_terminal = self._stream.isatty() and os.environ.get("TERM") != "dumb"
         self._is_terminal = is_terminal and not is_json
-        self._is_quiet = is_quiet
         self._is_json = is_json
         self._unit = unit
         self._clock = clock
@@ -117,8 +114,6 @@ class Console:
             records_per_second: current rate; None before there is one.
             eta_seconds: expected remaining time; None where nobody can know.
         """
-        if self._is_quiet:
-            return
         line = progress_line(
             done=done,
             failed=failed,
@@ -165,8 +160,7 @@ class Console:
 
     def message(self, text: str) -> None:
         """Says something worth knowing, such as where the job runs."""
-        if not self._is_quiet:
-            self._write(text)
+        self._write(text)
 
     def warning(self, text: str) -> None:
         """Says something that deserves attention although the job goes on."""

@@ -86,6 +86,20 @@ def start_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], 
 
 
 @pytest.fixture(scope="session")
+def face_model() -> bytes:
+    """The face detector's model file, from where CONTRIBUTING.md says."""
+    from effnet_batch.errors import WeightsError
+    from effnet_batch.media import faces
+
+    beside = Path(__file__).parents[2] / "shared" / "models" / faces.MODEL_FILE
+    is_taken = faces.MODEL_VARIABLE not in os.environ and beside.exists()
+    try:
+        return faces.load_model(beside if is_taken else None)
+    except WeightsError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of real photographs, each as ``NAME.jpg`` and ``NAME.png``. Read only."""
     folder = tmp_path_factory.mktemp("photos")

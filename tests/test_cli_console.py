@@ -99,20 +99,6 @@ def test_a_terminal_gets_one_line_that_is_drawn_over() -> None:
     assert results.getvalue() == "Complete\n  done    1,000\n  failed  2\n"
 
 
-def test_quiet_leaves_warnings_and_results() -> None:
-    console, stream, results = plain_console(FakeClock(), is_quiet=True)
-    console.message("hidden")
-    console.progress(done=1, total=2)
-    console.warning("seen")
-    console.error("seen too")
-    console.summary("Stopped", {"done": 1, "eta": None})
-    assert [line.split("  ")[1] for line in stream.getvalue().splitlines()] == [
-        "Warning: seen",
-        "Error: seen too",
-    ]
-    assert results.getvalue() == "Stopped\n  done  1\n"
-
-
 def test_a_hostile_name_cannot_steer_the_terminal() -> None:
     for is_terminal in (False, True):
         stream = io.StringIO()

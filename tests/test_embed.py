@@ -223,6 +223,8 @@ def test_a_glob_a_manifest_a_limit_and_a_run_with_nothing_to_do(
     arguments: dict[str, Any] = {**MODEL, "weights": "random", "image_size": 64, "limit": 6}
     summary = effnet_batch.embed(manifest, str(tmp_path / "out"), **arguments)
     assert summary.num_new_records == 6
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["resolved"]["weights"] == "random:0"
     table = effnet_batch.read_embeddings(str(tmp_path / "out"))
     names = ["00", "01", "02", "03", "04", "10"]
     assert sorted(Path(uri).stem for uri in table["uri"].to_pylist()) == names

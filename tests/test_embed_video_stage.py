@@ -2,9 +2,7 @@
 
 import contextlib
 import io
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import av
@@ -15,8 +13,7 @@ from skimage import data as photographs
 from video_files import CLIPS, decode_plainly, encode
 
 from effnet_batch.errors import FetchError
-from effnet_batch.media import faces
-from effnet_batch.media.faces import FaceDetector, FaceSettings, crop_face, load_model
+from effnet_batch.media.faces import FaceDetector, FaceSettings, crop_face
 from effnet_batch.media.pixels import PixelConverter
 from effnet_batch.media.sampling import EveryNth, Uniform
 from effnet_batch.media.video import open_video
@@ -56,14 +53,6 @@ def backbone() -> Any:
 @pytest.fixture(scope="module")
 def engine(backbone: Any) -> Engine:
     return build_engine(backbone, backbone.weights_info.preprocessing, engine="torch", batch_size=3)
-
-
-@pytest.fixture(scope="module")
-def face_model() -> bytes:
-    beside = Path(__file__).parents[2] / "shared" / "models" / faces.MODEL_FILE
-    if faces.MODEL_VARIABLE not in os.environ and not beside.exists():
-        pytest.skip(f"no face detector model: {faces.MODEL_VARIABLE} is not set")
-    return load_model(os.environ.get(faces.MODEL_VARIABLE, beside))
 
 
 def embed(data: bytes, view: View, backbone: Any, engine: Engine, **settings: Any) -> dict:

@@ -1,5 +1,4 @@
 import hashlib
-import os
 import weakref
 from collections import Counter
 from collections.abc import Iterator
@@ -27,14 +26,6 @@ from effnet_batch.media.tracks import Box, intersection_over_union
 from effnet_batch.media.video import Frame, open_video
 
 
-@pytest.fixture(scope="module")
-def model() -> bytes:
-    beside = Path(__file__).parents[2] / "shared" / "models" / faces.MODEL_FILE
-    if faces.MODEL_VARIABLE not in os.environ and not beside.exists():
-        pytest.skip(f"no face detector model: {faces.MODEL_VARIABLE} is not set")
-    return load_model(os.environ.get(faces.MODEL_VARIABLE, beside))
-
-
 def box(left: float, top: float, right: float, bottom: float) -> Box:
     return Box(left=left, top=top, right=right, bottom=bottom, score=0.9)
 
@@ -44,9 +35,9 @@ ASTRONAUT = box(175, 65, 270, 180)
 
 
 @pytest.mark.parametrize("zoom", [1, 3])
-def test_the_astronauts_face_is_found(model: bytes, zoom: int) -> None:
+def test_the_astronauts_face_is_found(face_model: bytes, zoom: int) -> None:
     picture = np.kron(photographs.astronaut(), np.ones((zoom, zoom, 1), np.uint8))
-    (found,) = FaceDetector(model, FaceSettings()).detect(picture)
+    (found,) = FaceDetector(face_model, FaceSettings()).detect(picture)
     there = Box(
         left=found.left / zoom,
         top=found.top / zoom,
@@ -58,30 +49,31 @@ def test_the_astronauts_face_is_found(model: bytes, zoom: int) -> None:
     assert found.score > 0.9
 
 
-def test_several_faces_come_by_confidence(model: bytes) -> None:
+def test_several_faces_come_by_confidence(face_model: bytes) -> None:
     person = photographs.astronaut()[:300, 100:350]
     crowd = np.concatenate([person, person[:, ::-1], person // 3 + 60], axis=1)
-    found = FaceDetector(model, FaceSettings()).detect(crowd)
+    found = FaceDetector(face_model, FaceSettings()).detect(crowd)
     assert len(found) == 3
     assert [each.score for each in found] == sorted((e.score for e in found), reverse=True)
     assert sorted(int(each.left) // 250 for each in found) == [0, 1, 2]
-    assert len(FaceDetector(model, FaceSettings(max_faces=2)).detect(crowd)) == 2
+    assert len(FaceDetector(face_model, FaceSettings(max_faces=2)).detect(crowd)) == 2
 
 
-def test_small_faces_and_frames_are_left_out(model: bytes) -> None:
+def test_small_faces_and_frames_are_left_out(face_model: bytes) -> None:
     assert (
-        FaceDetector(model, FaceSettings(min_face_size=150)).detect(photographs.astronaut()) == []
+        FaceDetector(face_model, FaceSettings(min_face_size=150)).detect(photographs.astronaut())
+        == []
     )
-    detector = FaceDetector(model, FaceSettings())
+    detector = FaceDetector(face_model, FaceSettings())
     for height, width in ((1, 1), (2, 4000), (15, 300), (300, 15), (16, 16)):
         assert detector.detect(np.zeros((height, width, 3), np.uint8)) == []
     assert detector.detect(photographs.coffee()) == []
 
 
 @pytest.mark.parametrize("detect_every", [1, 4, 30])
-def test_the_face_of_carphone_is_one_track(model: bytes, detect_every: int) -> None:
+def test_the_face_of_carphone_is_one_track(face_model: bytes, detect_every: int) -> None:
     settings = FaceSettings(detect_every=detect_every)
-    detect = FaceDetector(model, settings).detect
+    detect = FaceDetector(face_model, settings).detect
     with open_video((CLIPS / "carphone_pristine.mp4").read_bytes()) as video:
         indices = sample(video.pts_seconds, EveryNth(ratio=5)).indices
         crops = list(track_faces(video.read(indices, None), detect, settings))
@@ -94,7 +86,7 @@ def test_the_face_of_carphone_is_one_track(model: bytes, detect_every: int) -> N
     assert detected == [p % detect_every == 0 or p == 23 for p in range(24)]
     for crop in crops:
         assert crop.pixels.shape[0] == crop.pixels.shape[1]
-        (truth,) = FaceDetector(model, settings).detect(frames[crop.frame_index].pixels)
+        (truth,) = FaceDetector(face_model, settings).detect(frames[crop.frame_index].pixels)
         assert intersection_over_union(crop.box, truth) > (0.99 if detect_every == 1 else 0.5)
 
 
@@ -198,14 +190,14 @@ def test_a_crop_fits_a_model() -> None:
 
 
 def test_the_model_is_checked(
-    model: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    face_model: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert hashlib.sha256(model).hexdigest() == faces.MODEL_SHA256
+    assert hashlib.sha256(face_model).hexdigest() == faces.MODEL_SHA256
     good, bad = tmp_path / "good.onnx", tmp_path / "bad.onnx"
-    good.write_bytes(model)
-    bad.write_bytes(model[:-1])
+    good.write_bytes(face_model)
+    bad.write_bytes(face_model[:-1])
     monkeypatch.setenv(faces.MODEL_VARIABLE, str(good))
-    assert load_model() == model
+    assert load_model() == face_model
     with pytest.raises(WeightsError, match=r"bad\.onnx is not the face detector's model"):
         load_model(bad)
     monkeypatch.setenv(faces.MODEL_VARIABLE, str(tmp_path / "none.onnx"))
@@ -214,7 +206,7 @@ def test_the_model_is_checked(
 
 
 def test_the_model_comes_from_the_hub_at_its_revision(
-    model: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    face_model: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import huggingface_hub
 
@@ -222,12 +214,12 @@ def test_the_model_comes_from_the_hub_at_its_revision(
 
     def download(repository: str, name: str, *, revision: str) -> str:
         asked.append((repository, name, revision))
-        (tmp_path / name).write_bytes(model)
+        (tmp_path / name).write_bytes(face_model)
         return str(tmp_path / name)
 
     monkeypatch.delenv(faces.MODEL_VARIABLE, raising=False)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    assert load_model() == model
+    assert load_model() == face_model
     assert asked == [(faces.MODEL_REPOSITORY, faces.MODEL_FILE, faces.MODEL_REVISION)]
 
     def fail(*_: object, **__: object) -> str:

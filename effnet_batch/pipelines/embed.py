@@ -53,7 +53,7 @@ def embed(
     Running it again finishes what an earlier run left, and does nothing where nothing is left.
 
     Args:
-        input: folder, glob, list of URIs, manifest, shard, image or video; local or any fsspec URL.
+        input: folder, glob, list of URIs, manifest, shard, image or video; a path or a URL.
             Where it holds images and videos, ``medium`` says which of them to read.
         output: folder; made if missing.
         config: settings; by default those of ``settings``.

@@ -37,7 +37,7 @@ def rescore(
     has come since, and does nothing where nothing is left.
 
     Args:
-        embeddings: folder that a job wrote to with ``embeddings``; local or any fsspec URL.
+        embeddings: folder that a job wrote to with ``embeddings``; a path or a URL.
         output: folder; made if missing.
         config: settings; by default those of ``settings``.
         reporter: is told what happens; by default nobody.

@@ -40,7 +40,7 @@ def score(
     Running it again finishes what an earlier run left, and does nothing where nothing is left.
 
     Args:
-        input: folder, glob, list of URIs, manifest, shard or video; local or any fsspec URL.
+        input: folder, glob, list of URIs, manifest, shard or video; a path or a URL.
         output: folder; made if missing.
         config: settings; by default those of ``settings``.
         update: list the input again and take in what is new or changed.

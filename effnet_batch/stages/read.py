@@ -43,7 +43,7 @@ class Source:
     attempt: int
     skip: frozenset[str]
     """Ids of the records of a half-done shard that are committed already."""
-    fetch_uri: str | None
+    fetch_uri: str | None = dataclasses.field(repr=False)
     """The signed URL to fetch from; never written anywhere."""
 
 
