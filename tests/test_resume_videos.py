@@ -11,8 +11,8 @@ from video_files import encode, first_frames
 import effnet_batch
 from effnet_batch.models.checkpoints import save_checkpoint
 
-NUM_TWINS = 30
-NUM_OTHERS = 30
+NUM_TWINS = 24
+NUM_OTHERS = 24
 LEAST_FRAMES = 20
 
 
@@ -46,10 +46,9 @@ def place(s3: S3Server, s3_prefix: str, tmp_path: Path) -> Place:
 def test_scoring_survives_dead_drivers_and_actors(tmp_path: Path, place: Place) -> None:
     actor = "ScoreWorker"
     runs = [
-        moments(31, (0.12, 0.16, actor), (0.2, 0.24, actor), (0.28, 0.31, "driver")),
-        moments(32, (0.35, 0.38, actor), (0.42, 0.45, actor), (0.49, 0.52, "machine")),
-        moments(33, (0.56, 0.59, actor), (0.62, 0.65, "driver")),
-        moments(34, (0.69, 0.72, actor), (0.76, 0.8, actor)),
+        moments(31, (0.12, 0.15, actor), (0.2, 0.23, actor), (0.28, 0.31, "driver")),
+        moments(32, (0.36, 0.39, actor), (0.44, 0.47, actor), (0.52, 0.55, "machine")),
+        moments(33, *((low, low + 0.02, actor) for low in (0.6, 0.67, 0.74, 0.81))),
     ]
     assert sum(map(len, runs)) == 10
     snapshots = run_and_strike(tmp_path, place, runs)

@@ -355,20 +355,22 @@ def hold(run: Run, *, update: bool, retry: Sequence[str]) -> Iterator[None]:
         storage.check_writable(root)
         if not storage.exists(run.paths.run) or update:
             storage.check_readable(run.input if split_signature(run.input)[1] else source)
-        stack.enter_context(OutputLock(storage, run.paths.lock, run.run_id))
+        lock = stack.enter_context(OutputLock(storage, run.paths.lock, run.run_id))
         run.prepare(update=update, retry=retry)
         try:
             yield
         except KeyboardInterrupt:
             run.write_end(STATE_STOPPED)
             raise
-        except ray.exceptions.RayError as error:
-            cause = cause_of(error)
-            run.write_end(STATE_FAILED, error=redact(str(cause)))
-            raise cause from error
         except Exception as error:
-            run.write_end(STATE_FAILED, error=redact(str(error)) or type(error).__name__)
-            raise
+            cause = cause_of(error) if isinstance(error, ray.exceptions.RayError) else error
+            if isinstance(cause, OutageError):  # it was waited for long enough
+                once = dataclasses.replace(storage.options, num_attempts=1)
+                run.storage = lock.storage = Storage(once)
+            run.write_end(STATE_FAILED, error=redact(str(cause)) or type(cause).__name__)
+            if cause is error:
+                raise
+            raise cause from error
 
 
 def storage_options(config: JobConfig) -> StorageOptions:
