@@ -27,8 +27,12 @@ def command(function: Callable[..., int | None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
-        # `ray job stop` and Kubernetes send SIGTERM: end as cleanly as after Ctrl-C.
+        _open_closed_streams()
+        # `ray job stop` and Kubernetes send SIGTERM, a terminal that is closed SIGHUP: end as
+        # cleanly as after Ctrl-C.
         signal.signal(signal.SIGTERM, _interrupt)
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+            signal.signal(signal.SIGHUP, _interrupt)
         if sys.platform == "linux":
             # Arrow's default keeps what it frees: 140 MB more at a million committed records.
             os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "jemalloc")
@@ -59,6 +63,17 @@ def command(function: Callable[..., int | None]) -> Callable[..., None]:
         sys.exit(code or EXIT_COMPLETE)
 
     return run
+
+
+def _open_closed_streams() -> None:
+    """Opens what the caller has closed (``>&-``), whose number the next file would take."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
 
 
 def _interrupt(*_: object) -> NoReturn:

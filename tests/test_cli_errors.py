@@ -1,5 +1,8 @@
 """Wrong usage and configuration: exit code 2, one message that helps, no secret in it."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -126,3 +129,39 @@ def test_wrong_credentials_are_named_but_not_shown(
         assert code == 2
         assert "AWS_SECRET_ACCESS_KEY" in said
         assert SECRET not in said
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_the_caller_closed_cost_nothing(closed: str) -> None:
+    command = f"{sys.executable} -m effnet_batch"
+    done = subprocess.run(f"{command} checkpoints {closed}", shell=True, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    done = subprocess.run(f"{command} verify missing {closed}", shell=True, capture_output=True)
+    assert done.returncode == 2
+    assert (b"missing is no output" in done.stderr) == (closed == ">&-")
+
+
+HANG_UP = """
+import os, signal, sys
+import click
+from effnet_batch.cli_command import command
+@click.command()
+@command
+def wait(console):
+    os.kill(os.getpid(), signal.SIGHUP)
+    console.message("still here")
+wait()
+"""
+
+
+@pytest.mark.parametrize(
+    ("prefix", "code", "words"), [("", 130, "stopped"), ("trap '' HUP;", 0, "still here")]
+)
+def test_a_closed_terminal_stops_a_command_but_not_under_nohup(
+    prefix: str, code: int, words: str
+) -> None:
+    line = f'{prefix} {sys.executable} -c "$SCRIPT"'
+    env = {**os.environ, "SCRIPT": HANG_UP}
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, env=env)
+    assert done.returncode == code
+    assert words in done.stderr

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,19 @@ def test_slices_and_splits(tmp_path: Path, labels: str) -> None:
     assert found.by["compression"]["c40"].metrics["auc"].value is None
 
 
+def test_cells_are_texts(tmp_path: Path) -> None:
+    """Numbers once were: takes 01 and 1 were one, and so were the groups 7 and 007."""
+    output = write_output(tmp_path / "scores", ROWS)
+    labels = tmp_path / "labels.tsv"
+    cells = ["uri label group take", "a.mp4 1 007 01", "b.mp4 1 7 1", "c.mp4 0 8 01", "d.mp4 0 9 1"]
+    lines = [cells[0], *(f"/videos/{line}" for line in cells[1:])]
+    labels.write_text("\n".join(lines).replace(" ", "\t"))
+    found = evaluate(output, labels=str(labels), by=["take"], num_resamples=0)
+    assert found.videos is not None
+    assert found.videos.num_groups == 4
+    assert list(found.by["take"]) == ["01", "1"]
+
+
 def test_labels_of_the_manifest_are_in_the_rows(tmp_path: Path) -> None:
     rows = [
         {"name": "a.mp4", "score": 0.9, "label": "fake", "codec": "h264"},
@@ -193,13 +207,18 @@ def test_labels_of_shards_and_of_parquet(tmp_path: Path) -> None:
         ("l.csv", "uri,label\n/videos/other.mp4,fake\n", "no labelled video"),
         ("l.csv", "uri,label\n/videos/a.mp4,\n", "no labelled video"),
         ("l.csv", 'uri,label\n"/videos/a.mp4', "cannot be read as .csv"),
+        (
+            "l.csv",
+            "uri,label,who\n/videos/a.mp4,fake,Jos\udce9\n",
+            "cannot be read as .csv: .*UTF8",
+        ),
         ("l.parquet", "PAR1", "cannot be read as .parquet"),
         ("l.xlsx", "", "labels are read from .csv"),
     ],
 )
 def test_labels_that_will_not_do(tmp_path: Path, name: str, text: str, message: str) -> None:
     output = write_output(tmp_path / "scores", ROWS)
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_bytes(os.fsencode(text))
     with pytest.raises(InputError, match=message) as caught:
         evaluate(output, labels=str(tmp_path / name))
     assert "hidden" not in str(caught.value)

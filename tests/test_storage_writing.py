@@ -32,9 +32,35 @@ def test_write_replaces_whole_files(storage: Storage, tmp_path: Path) -> None:
     storage.write(f"{tmp_path}/out/data/part-1.parquet", b"part")
     # Readers of `data` see nothing but parts, and the user's folder above nothing at all.
     assert os.listdir(tmp_path / "out" / "data") == ["part-1.parquet"]
-    assert sorted(os.listdir(tmp_path / "out")) == ["_tmp", "data", "run.json"]
-    assert os.listdir(tmp_path / "out" / "_tmp") == []
+    assert sorted(os.listdir(tmp_path / "out")) == ["data", "run.json"]
     assert os.listdir(tmp_path) == ["out"]
+
+
+def test_what_is_being_written_lies_where_the_output_can_take_it(
+    storage: Storage, tmp_path: Path
+) -> None:
+    """A folder called ``_tmp`` above an output is another's: on another disk, or not to be used."""
+    output = tmp_path / "mount" / "out"
+    (tmp_path / "mount").mkdir()
+    foreign = tmp_path / "mount" / "_tmp"
+    foreign.write_text("a file, so that nobody can write into it")
+    storage.create(f"{output}/_lock.json", b"held")
+    storage.write(f"{output}/data/part-1.parquet", b"part")
+    # In an output that is held the parts lie in its own folder until they are whole.
+    assert os.listdir(output / "data") == ["part-1.parquet"]
+    assert sorted(os.listdir(output)) == ["_lock.json", "_tmp", "data"]
+    foreign.unlink()
+    foreign.symlink_to("/proc")
+    storage.write(f"{output}/run.json", b"{}")
+    assert storage.read(f"{output}/run.json") == b"{}"
+
+
+def test_writers_at_once_leave_their_files_and_nothing_else(
+    storage: Storage, tmp_path: Path
+) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: storage.write(f"{tmp_path}/{n % 50}", b"x"), range(400)))
+    assert sorted(os.listdir(tmp_path), key=int) == [str(n) for n in range(50)]
 
 
 def test_a_write_that_fails_is_an_outage_and_leaves_nothing(
@@ -46,7 +72,7 @@ def test_a_write_that_fails_is_an_outage_and_leaves_nothing(
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(OutageError, match="part of the path is a file"):
         storage.write(f"{tmp_path}/file/x/y", b"x")
-    assert list((tmp_path / "_tmp").iterdir()) == []
+    assert sorted(os.listdir(tmp_path)) == ["file", "target"]
 
 
 def test_one_of_many_creates(storage: Storage, tmp_path: Path) -> None:

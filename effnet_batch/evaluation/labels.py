@@ -89,12 +89,11 @@ def read_label_file(
         raise InputError(f"{uri}: labels are read from {', '.join(_READERS)}, got {extension}")
     try:
         with storage.open(uri) as stream:
-            table = _READERS[extension](stream)
+            columns = _as_text(_READERS[extension](stream))
     except FetchError as error:
         raise InputError(str(error)) from None
     except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(f"{uri}: cannot be read as {extension}: {error}") from None
-    columns = _as_text(table)
     name = next((name for name in URI_COLUMNS if name in columns.column_names), None)
     if name is None:
         got = ", ".join(columns.column_names)[:500]
@@ -135,11 +134,19 @@ def _as_text(table: pa.Table) -> pa.Table:
     return pa.table(columns)
 
 
+def _read_csv(stream: BinaryIO, delimiter: str = ",") -> pa.Table:
+    """Reads every cell as the text that it is: a group 01 is not a group 1."""
+    data = pa.BufferReader(stream.read())
+    options = pyarrow.csv.ParseOptions(delimiter=delimiter)
+    names = pyarrow.csv.open_csv(data, parse_options=options).schema.names
+    texts = pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()))
+    data.seek(0)
+    return pyarrow.csv.read_csv(data, parse_options=options, convert_options=texts)
+
+
 _READERS: Final[Mapping[str, Callable[[BinaryIO], pa.Table]]] = {
-    ".csv": pyarrow.csv.read_csv,
-    ".tsv": lambda stream: pyarrow.csv.read_csv(
-        stream, parse_options=pyarrow.csv.ParseOptions(delimiter="\t")
-    ),
+    ".csv": _read_csv,
+    ".tsv": lambda stream: _read_csv(stream, "\t"),
     ".jsonl": pyarrow.json.read_json,
     ".ndjson": pyarrow.json.read_json,
     ".parquet": pq.read_table,

@@ -10,22 +10,32 @@ import os
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Final
+from typing import BinaryIO, Final
 
 TMP_FOLDER: Final = "_tmp"
 """Where files are while they are written; see :func:`_tmp_folder`."""
 
-_MAX_STEM_CHARS = 60
+_LOCK_FILE: Final = "_lock.json"
+"""Tells an output that a run holds from any other folder."""
+
+_MAX_STEM_CHARS: Final = 60
+_MAX_TRIES: Final = 10
 
 
 def replace_file(path: str, data: bytes) -> None:
-    """Creates or replaces a file.
+    """Creates or replaces a file, and leaves no folder behind that is there for that alone.
 
     Raises:
         OSError: it cannot be written.
     """
-    with _temporary(path, data) as temporary:
-        os.replace(temporary, path)
+    try:
+        with _temporary(path, data) as temporary:
+            os.replace(temporary, path)
+    finally:
+        folder = _tmp_folder(path)
+        if not _is_held(os.path.dirname(folder)):
+            with suppress(OSError):  # another writer uses it
+                os.rmdir(folder)
     _sync_folder(path)
 
 
@@ -71,14 +81,19 @@ def replace_file_if(path: str, data: bytes, is_expected: Callable[[bytes], bool]
 
 
 def _tmp_folder(path: str) -> str:
-    """Returns ``_tmp`` beside the target's folder if it is there, else inside that folder.
+    """Returns ``_tmp`` in the target's folder; beside that folder in an output that a run holds.
 
-    The first file of an output lies at its top and so makes ``OUTPUT/_tmp``; the parts in
-    ``OUTPUT/data`` then use it too, and ``data`` never holds anything but parts.
+    The lock lies at the top of an output and so makes ``OUTPUT/_tmp``; the parts in ``OUTPUT/data``
+    use it too, and ``data`` never holds anything but parts. Any other folder above may be on
+    another disk, or somebody else's.
     """
     parent = os.path.dirname(path)
-    beside = os.path.join(os.path.dirname(parent), TMP_FOLDER)
-    return beside if os.path.isdir(beside) else os.path.join(parent, TMP_FOLDER)
+    above = os.path.dirname(parent)
+    return os.path.join(above if _is_held(above) else parent, TMP_FOLDER)
+
+
+def _is_held(folder: str) -> bool:
+    return os.path.exists(os.path.join(folder, _LOCK_FILE))
 
 
 def _tmp_stem(path: str) -> str:
@@ -90,10 +105,9 @@ def _tmp_stem(path: str) -> str:
 def _temporary(path: str, data: bytes) -> Iterator[str]:
     stem = _tmp_stem(path)
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    os.makedirs(os.path.dirname(stem), exist_ok=True)
     temporary = f"{stem}.{secrets.token_hex(8)}"
     try:
-        with open(temporary, "xb") as file:
+        with _open_new(temporary) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -101,6 +115,15 @@ def _temporary(path: str, data: bytes) -> Iterator[str]:
     finally:
         with suppress(FileNotFoundError):  # renamed
             os.unlink(temporary)
+
+
+def _open_new(path: str) -> BinaryIO:
+    """Creates a file in a folder that another writer may remove at any moment while it is empty."""
+    for _ in range(_MAX_TRIES):
+        with suppress(FileNotFoundError, FileExistsError):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            return open(path, "xb")
+    return open(path, "xb")
 
 
 def _sync_folder(path: str) -> None:
