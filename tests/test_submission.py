@@ -23,6 +23,7 @@ from video_files import encode
 from effnet_batch.cli import main
 from effnet_batch.models.checkpoint_file import checkpoint_bytes
 from effnet_batch.pipelines.verify import verify
+from effnet_batch.submission import submission_stem
 
 PLACES = ("--set=input=s3://bucket/in", "--set=output=s3://bucket/out")
 SENTINEL = "sentinel-of-the-secret-5d1f"
@@ -64,10 +65,12 @@ def test_a_job_outlives_its_driver_a_stop_and_its_nodes(site, ray_tmp_dir, monke
     ]
     driver.kill()
     mark = site.s3.access_log.mark()
+    ids = [f"{submission_stem('embed', site.uri('lives'))}-{number}" for number in range(1, 6)]
+    assert re.fullmatch(r"embed-[0-9a-f]{12}-2", ids[1])
+    # Actors outlive their driver for a moment, and commit what they have in their hands.
+    site.wait_until(lambda: ids[1] in site.run("list").stdout)
     assert before < site.strike("lives", 1)
     joined = site.run(*submit)
-    ids = [f"{joined.stdout.strip()[:-1]}{number}" for number in range(1, 6)]
-    assert re.fullmatch(r"embed-[0-9a-f]{12}-2", ids[1])
     assert joined.stdout.strip() == ids[1]
     assert "already works on" in joined.stderr
     assert "STOPPED" in site.run("stop", ids[1]).stderr
@@ -79,13 +82,20 @@ def test_a_job_outlives_its_driver_a_stop_and_its_nodes(site, ray_tmp_dir, monke
     assert not before & site.s3.access_log.gets(since=mark, prefix="cluster/in/").keys()
 
     # The next goes on, and loses an actor, workers, and a whole node, whose place a new one takes.
+    def read_again() -> set[str]:
+        return before & site.s3.access_log.gets(since=mark, prefix="cluster/in/").keys()
+
     before, mark = site.done("lives"), site.s3.access_log.mark()
     assert site.run(*submit).stdout.strip() == ids[2]
-    site.strike("lives", 1)
+    struck = site.strike("lives", 1)
+    assert not read_again()
+    before, mark = struck, site.s3.access_log.mark()
     _, one, two, three = site.nodes.nodes[: NUM_WORKERS + 1]
     assert one.kill("ray::MapWorker")  # a model actor
     assert two.kill("ray::IDLE", "ray::ProgressBoard", "ray::MapWorker", "ray::_run_errand")
-    site.strike("lives", 1)
+    struck = site.strike("lives", 1)
+    assert not read_again()
+    before, mark = struck, site.s3.access_log.mark()
     assert three.kill()
     (four,) = site.nodes.add_workers(1)
     site.wait_until(lambda: bool(four.processes("ray::MapWorker")))
@@ -93,7 +103,7 @@ def test_a_job_outlives_its_driver_a_stop_and_its_nodes(site, ray_tmp_dir, monke
     assert site.run("wait", ids[2]).returncode == 0, site.run("logs", ids[2]).stdout
     assert not three.processes()
     site.assert_exactly_once("lives")
-    assert not before & site.s3.access_log.gets(since=mark, prefix="cluster/in/").keys()
+    assert not read_again()
     site.s3.client_env(monkeypatch)
     assert verify(site.uri("lives"), is_deep=True).is_proven
 
