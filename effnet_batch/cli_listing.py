@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from effnet_batch.pipelines.label_check import LabelReport
 
 _contents_option = click.option(
-    "--contents", is_flag=True, help="Also read files of equal size, to find the same one twice."
+    "--contents",
+    is_flag=True,
+    help="Also read files of equal size, to find the same one in two splits or under two labels.",
 )
 
 
 @click.command()
 @click.argument("input")
 @click.argument("manifest")
-@click.option(
-    "--check", is_flag=True, help="Look for leaks between splits, missing files, contradictions."
-)
+@click.option("--check", is_flag=True, help="Look for groups in two splits and for missing files.")
 @_contents_option
 @config_options("manifest")
 @command
@@ -38,7 +38,7 @@ def manifest(
 
     With --check it counts splits and labels, and exits with 1 when a group stands in two splits or
     a file is missing; with --contents also when the same content stands in two splits or has two
-    labels.
+    labels. A list that names a source with two labels or in two splits is refused in any case.
 
     \b
     effnet-batch manifest s3://bucket/images images.manifest.parquet

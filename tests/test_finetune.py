@@ -1,5 +1,6 @@
 """Fine-tuning from end to end on real clips: workers, restarts, the checkpoint that comes of it."""
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+import torch
 from click.testing import CliRunner
 from commit_gate import CommitGate
 from killed_training import Remote, losses_in, training_workers
@@ -23,9 +25,11 @@ from test_training import moving_square
 from video_files import encode
 
 import effnet_batch
+import effnet_batch.pipelines.finetune as finetune_module
 from effnet_batch.cli import main
 from effnet_batch.config import FinetuneConfig
 from effnet_batch.errors import ConfigError, FingerprintError, InputError, JobError
+from effnet_batch.models.checkpoint_info import Calibration, Thresholds
 from effnet_batch.models.checkpoints import load_checkpoint, save_checkpoint
 from effnet_batch.pipelines.finetune import Finetuned, finetune
 from effnet_batch.pipelines.finetune_videos import video_objective
@@ -35,6 +39,8 @@ from effnet_batch.pipelines.stored_material import stored_material
 from effnet_batch.storage import Storage
 from effnet_batch.training.network import build_network
 from effnet_batch.training.objective import Objective
+from effnet_batch.training.videos import VideoObjective
+from effnet_batch.training.worker import JUDGED_FILE
 
 SETTINGS: dict[str, Any] = {
     "network": "efficientnet_lite0",
@@ -257,6 +263,12 @@ def test_a_head_is_trained_on_stored_frames(
     assert epochs[found.best_epoch - 1]["val_log_loss"] == pytest.approx(expected, abs=1e-4)
 
 
+def objective_of(stored: Path, **settings: Any) -> Objective:
+    config = FinetuneConfig.from_flat(settings)
+    material = stored_material(str(stored), config, Storage(), Told())
+    return video_objective(material, config, Storage(), Told())[0]
+
+
 def test_another_file_under_the_same_name_is_another_training(stored: Path, tmp_path: Path) -> None:
     path = str(tmp_path / "start.safetensors")
     storage = Storage()
@@ -266,21 +278,58 @@ def test_another_file_under_the_same_name_is_another_training(stored: Path, tmp_
         model, info, _ = build_network(config.network, config.optimisation, storage)
         save_checkpoint(path, model, info)
 
-    def find_objective() -> Objective:
-        config = FinetuneConfig.from_flat({"start": path})
-        material = stored_material(str(stored), config, storage, Told())
-        return video_objective(material, config, storage, Told())[0]
-
     sizes: dict[str, Any] = {"steps_per_epoch": 1, "device": "cpu", "num_workers": 1}
     write_start(0)
-    first = find_objective()
-    assert find_objective().fingerprint == first.fingerprint
+    first = objective_of(stored, start=path)
+    assert objective_of(stored, start=path).fingerprint == first.fingerprint
     first.make_trainer(storage, **sizes)
     write_start(1)
-    assert find_objective().fingerprint != first.fingerprint
+    assert objective_of(stored, start=path).fingerprint != first.fingerprint
     # Nor does a worker start from it that was told of the first.
     with pytest.raises(FingerprintError, match=f"{first.start_sha256} where the run was resolved"):
         first.make_trainer(storage, **sizes)
+
+
+def test_training_goes_on_from_a_detector(
+    stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = FinetuneConfig.from_flat({**SETTINGS, "training_seed": 5})
+    model, info, _ = build_network(config.network, config.optimisation, Storage())
+    fitted = Thresholds(fake=0.93, no_forgery_found=0.2)
+    info = dataclasses.replace(info, thresholds=fitted, calibration=Calibration(scale=0.5))
+    path = str(tmp_path / "start.safetensors")
+    save_checkpoint(path, model, info)
+    settings = {**HEAD, "start": path, "epochs": 1, "calibration": "none"}
+    settings |= {"learning_rate": 1e-9, "min_learning_rate": 0.0}
+    found, _ = run(stored, tmp_path / "more", **settings)
+    trained = load_checkpoint(found.checkpoint)
+    assert (trained.info.thresholds, trained.info.calibration) == (Thresholds(), None)
+    # Hardly anything was learnt: what there is comes of the start.
+    for name, tensor in trained.model.state_dict().items():
+        assert torch.allclose(tensor, model.state_dict()[name], atol=1e-6), name
+
+    # What was judged then is what is fitted to, however often the same command is run.
+    kept = tmp_path / "more/training" / JUDGED_FILE
+    logits = json.loads(kept.read_text())
+    assert len(logits) == found.num_validated
+    validated = objective_of(stored, **{**SETTINGS, **settings}).validation
+    labels = validated["label"].to_pylist()
+    kept.write_text(json.dumps([9.0 if label else -9.0 for label in labels]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(VideoObjective, "open", None)  # nothing is judged again
+        again, _ = run(stored, tmp_path / "more", **{**settings, "calibration": "temperature"})
+    assert again.sha256 != found.sha256
+    assert load_checkpoint(again.checkpoint).info.calibration is not None
+
+    # Every node must be able to read what is trained on, where there are several.
+    asked: list[Any] = []
+    monkeypatch.setattr(finetune_module, "cluster_cpus_and_gpus", lambda: [(2.0, 0.0)] * 2)
+    monkeypatch.setattr(finetune_module, "check_nodes", lambda *given: asked.append(given))
+    run(stored, tmp_path / "more", **settings)
+    ((root, source, _, load, _),) = asked
+    assert root == str(tmp_path / "more")
+    assert Path(source).is_relative_to(stored / "data")
+    assert load()[2] == load_checkpoint(path).sha256
 
 
 def test_a_loss_that_is_no_number_is_not_tried_again(stored: Path, tmp_path: Path) -> None:
@@ -333,12 +382,6 @@ def test_frames_that_a_head_cannot_be_trained_on(
             {"network": "vgg"},
             ConfigError,
             "allowed are .*resnet50_l",
-        ),
-        (
-            "uri,label\n00.mp4,real\n",
-            {"num_workers": 3},
-            ConfigError,
-            "clips-per-step 4 must be a multiple",
         ),
     ],
 )

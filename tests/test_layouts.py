@@ -74,7 +74,10 @@ def test_dfdc(tmp_path: Path) -> None:
         # Its original lies in another part: the check for leaks will find the group twice.
         "dfdc_train_part_49/b.mp4": ("fake", "real", "test", None, None),
     }
-    assert dataset.notes == ("1 videos that metadata.json names are not there",)
+    assert dataset.notes == (
+        "1 videos that metadata.json names are not there",
+        "of 5 videos in the folder, 1 are left out: they are no part of what is labelled",
+    )
 
 
 def test_dfdc_preview_and_test(tmp_path: Path) -> None:
@@ -209,7 +212,25 @@ def test_deeperforensics(tmp_path: Path) -> None:
         "original_sequences/youtube/c23/videos/000.mp4": ("real", "W004", "train", None, "c23"),
         "original_sequences/youtube/c23/videos/001.mp4": ("real", "M101", "test", None, "c23"),
     }
-    assert dataset.notes == ("1 source videos of actors are left out: they are no reals",)
+    source, *rest = dataset.notes
+    assert source == "1 source videos of actors are left out: they are no reals"
+    assert rest[0].startswith("of 7 videos in the folder, 2 are left out")  # 999 is no target
+    assert len(rest) == 1
+
+
+def test_what_deepfakebench_has_in_several_splits(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    video = {"000": {"label": "DF_real", "frames": ["x/000/000.png"]}}
+    document = {"DF": {"DF_real": dict.fromkeys(("train", "val", "test"), video)}}
+    root = make(tmp_path / "data", {"DF.json": document, "x/000/000.png": None})
+    done = CliRunner().invoke(main, ["labels", str(root), str(tmp_path / "labels.csv")])
+    assert done.exit_code == 1
+    told = " ".join(capfd.readouterr().err.split())
+    assert "DF/DF_real/000 is in test and train and val" in told
+    assert f"{root}/x/000/000.png is in test and train and val" in told
+    assert "1 files in more than one split" in told
+    assert "DF_real of DF.json are DeeperForensics's actors in a studio" in told
 
 
 def test_deepfakebench(tmp_path: Path) -> None:
@@ -366,3 +387,13 @@ def test_a_manifest_is_checked(tmp_path: Path, capfd: pytest.CaptureFixture[str]
     assert "g1 is in test and train" in told
     assert "gone.mp4" in told
     assert "1 missing files" in told
+    for again, message in (
+        ("a.mp4,real,g1,train", "more than one label, such as {} with fake and real; list each"),
+        ("a.mp4,,g1,val", "more than one split, such as {} with train and val; list each"),
+    ):
+        rows[-1] = again
+        code, _, told = check()
+        assert code == 2
+        assert message.format(tmp_path / "a.mp4") in " ".join(told.split())
+    rows[-1] = "a.mp4,,g1,"
+    assert check()[0] == 0  # nothing else is said

@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +10,14 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from torch.nn.functional import binary_cross_entropy_with_logits
-from video_files import encode
 
 from effnet_batch.config import OptimisationSettings
-from effnet_batch.errors import DecodeError, JobError
+from effnet_batch.errors import JobError
 from effnet_batch.evaluation.metrics import Detections
 from effnet_batch.media.preprocess import Preprocessing
-from effnet_batch.media.sampling import Uniform
-from effnet_batch.media.video import open_video
 from effnet_batch.models.backbone import StochasticDepth
 from effnet_batch.models.sequence import SequenceClassifier
 from effnet_batch.models.sequence_config import SequenceConfig
-from effnet_batch.stages.lanes import StageClock
-from effnet_batch.stages.show import View, Viewing
-from effnet_batch.stages.video import VideoHere
-from effnet_batch.training.clips import ShownClips, gather, pack, unpack
 from effnet_batch.training.losses import clip_losses
 from effnet_batch.training.optimiser import AveragedModel, learning_rate, parameter_groups
 from effnet_batch.training.plan import epoch_plan, share_of
@@ -120,6 +112,26 @@ def test_every_parameter_learns_at_its_depths_rate() -> None:
     assert {group["scale"] for group in frozen} == {1.0}
     assert not any(p.requires_grad for p in model.encoder.backbone.parameters())
     assert all(p.requires_grad for p in model.encoder.bottleneck.parameters())
+
+
+def test_gradients_are_clipped() -> None:
+    norms = []
+    for longest in (1e6, 0.01):
+        trainer = make_trainer(TINY, clip_norm=longest)
+        losses_of(trainer, some_batches(1))
+        gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
+        norms.append(float(torch.stack([each.norm() for each in gradients]).norm()))
+    assert norms[0] > 0.1
+    assert norms[1] == pytest.approx(0.01, rel=1e-3)
+
+
+def test_bf16_is_about_the_same() -> None:
+    exact, rough = (
+        losses_of(make_trainer(TINY, mixed_precision=kind), some_batches(3))
+        for kind in ("fp32", "bf16")
+    )
+    assert rough == pytest.approx(exact, abs=0.05)
+    assert rough[0] != exact[0]
 
 
 def test_the_average_follows_the_model() -> None:
@@ -277,26 +289,6 @@ def test_blocks_are_left_out_only_when_asked_for() -> None:
         trainer.start_epoch(0)
         depths = [m for m in trainer.model.modules() if isinstance(m, StochasticDepth)]
         assert {module.training for module in depths} == {is_on}
-
-
-def test_what_is_shown_is_kept_as_it_was() -> None:
-    view = View(sampling=Uniform(num_frames=7), max_clip_frames=3, segment_seconds=0.5)
-    viewing = Viewing(view, (PREPROCESSING,), 2)
-    with open_video(encode(num_frames=30)) as reader:
-        stretches, pixels = gather(reader.info, VideoHere(reader, None, StageClock()).show(viewing))
-        clips = ShownClips(reader.info, reader.is_partial, stretches, pixels)
-    again = unpack(pack(clips))
-    assert again.info == clips.info
-    assert [s.shots for s in again.stretches] == [s.shots for s in clips.stretches]
-    assert len(again.clips()) == len(clips.clip_lengths) > 2
-    for mine, theirs in zip(again.clips(), clips.clips(), strict=True):
-        assert (mine == theirs).all()
-        assert mine.shape[1:] == (SIDE, SIDE, 3)
-    shown = list(again.show(viewing))
-    assert sum(1 for each in shown if hasattr(each, "shots")) == len(clips.stretches)
-    for damaged in (b"", pack(clips)[:-100], json.dumps({}).encode() * 20):
-        with pytest.raises(DecodeError, match="stored clips are damaged"):
-            unpack(damaged)
 
 
 @pytest.mark.slow

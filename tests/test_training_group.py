@@ -74,6 +74,19 @@ def test_a_cpu_is_shared_with_what_makes_clips_ready(
     assert feed_cpus(nodes, num_workers, gpus=gpus) == expected
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_workers": 3}, "clips-per-step 4 must be a multiple"),
+    ],
+)
+def test_groups_that_cannot_share_a_step(
+    tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        finetune("videos.csv", str(tmp_path), **{"clips_per_step": 4, **settings})
+
+
 @pytest.mark.slow
 def test_a_single_cpu_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = np.random.default_rng(0)

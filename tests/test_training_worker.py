@@ -54,7 +54,7 @@ def keep_epoch(task: TrainTask, trainer: Trainer, metric: float) -> None:
     """Does what a worker does when an epoch is done."""
     trainer.epoch += 1
     history = _History("auc", [line_of(trainer.epoch, metric, 0.5)])
-    _keep(Storage(), task, trainer, history)
+    _keep(Storage(), task, trainer, history, [metric])
 
 
 def test_a_full_disk_leaves_earlier_checkpoints(

@@ -39,7 +39,12 @@ from effnet_batch.layouts.images import (
     read_cifar100,
     read_flowers102,
 )
-from effnet_batch.layouts.tree import Labelled, Packed, Tree
+from effnet_batch.layouts.tree import (
+    VIDEO_EXTENSIONS,
+    Labelled,
+    Packed,
+    Tree,
+)
 from effnet_batch.storage import Storage
 
 AUTO: Final = "auto"
@@ -113,5 +118,12 @@ def read_layout(root: str, storage: Storage, layout: str = AUTO) -> Dataset:
         raise InputError(
             f"{tree.root} has no labelled files of the layout {layout}"
             + "".join(f"; {note}" for note in notes)
+        )
+    used = {item.info.uri for item in items}
+    videos = [info.uri for _, info in tree.named(VIDEO_EXTENSIONS)]
+    if num_left_out := sum(uri not in used for uri in videos):
+        notes.append(
+            f"of {len(videos):,} videos in the folder, {num_left_out:,} are left out: they are no "
+            "part of what is labelled"
         )
     return Dataset(layout=layout, items=items, packed=packed, notes=tuple(notes))

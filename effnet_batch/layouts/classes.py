@@ -24,6 +24,7 @@ _BENCH_LABELS: Final = {
     **dict.fromkeys(("celebdfv1_fake", "celebdfv2_fake", "dfdcp_fakea", "dfdcp_fakeb"), FAKE),
     **dict.fromkeys(("dfdc_fake", "df_fake", "uadfv_fake", "roop_fake"), FAKE),
 }
+_BENCH_SOURCES: Final = "df_real"
 _BENCH_ROOTS: Final = ("datasets/rgb/", "datasets/")
 
 
@@ -70,6 +71,11 @@ def read_deepfakebench(tree: Tree, notes: list[str]) -> Iterator[Labelled]:
                 label = _BENCH_LABELS.get(label_name.lower())
                 if label is None:
                     raise InputError(f"{place}: label {label_name!r} means neither fake nor real")
+                if label_name.lower() == _BENCH_SOURCES:
+                    notes.append(
+                        f"{label_name} of {place} are DeeperForensics's actors in a studio, not "
+                        "the reals that its fakes are made from"
+                    )
                 for split, videos in splits.items():
                     for compression, video, about in _bench_videos(videos):
                         for frame in about["frames"]:

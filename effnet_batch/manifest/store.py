@@ -19,7 +19,7 @@ from effnet_batch import schema
 from effnet_batch.errors import FetchError, InputError
 from effnet_batch.manifest.columns import METADATA_KEY
 from effnet_batch.prefixes import RowsByPrefix, cut_passes
-from effnet_batch.storage import Storage, discarding_empty, join
+from effnet_batch.storage import Storage, discarding_empty, join, redact
 
 _FOLDER: Final = "manifest"
 _MARKER: Final = "_complete.json"
@@ -108,6 +108,9 @@ def select_sources(
             the same seed gives the same sources in any order of listing, and a smaller sample is
             part of a larger one.
         seed: which ranking.
+
+    Raises:
+        InputError: a source stands there several times with different labels or splits.
     """
     if is_distinct and limit is None and sample is None:
         return sources
@@ -117,7 +120,10 @@ def select_sources(
     for prefixes in passes:
         table, numbers = sources.read_numbered(prefixes)
         if not is_distinct:
-            is_kept[numbers[_first_rows(table)]] = True
+            first = _first_rows(table)
+            if len(first) < table.num_rows:
+                _check_agrees(table)
+            is_kept[numbers[first]] = True
         if sample is not None:
             ranks[numbers] = _ranks(table, seed)
     kept = np.flatnonzero(is_kept)
@@ -139,6 +145,20 @@ def _first_rows(table: pa.Table) -> np.ndarray:
     """Returns where each source stands first."""
     rows = pa.table({"source_id": table["source_id"], "row": np.arange(table.num_rows)})
     return np.asarray(rows.group_by("source_id").aggregate([("row", "min")])["row_min"])
+
+
+def _check_agrees(table: pa.Table) -> None:
+    """Refuses a source of which two things are said: one of them would be lost."""
+    for name in ("label", "split"):
+        counts = table.group_by("source_id").aggregate([(name, "count_distinct")])
+        several = counts.filter(pc.greater(counts[f"{name}_count_distinct"], 1))
+        if several.num_rows:
+            rows = table.filter(pc.equal(table["source_id"], several["source_id"][0]))
+            said = sorted({text for text in rows[name].to_pylist() if text is not None})
+            raise InputError(
+                f"{several.num_rows:,} sources are listed with more than one {name}, such as "
+                f"{redact(rows['uri'][0].as_py())} with {' and '.join(said)}; list each once"
+            )
 
 
 def _ranks(table: pa.Table, seed: int) -> np.ndarray:

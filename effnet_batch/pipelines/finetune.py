@@ -1,6 +1,7 @@
 """Fine-tuning: labelled videos or images to a checkpoint that inference runs as it is."""
 
 import dataclasses
+import functools
 import json
 from typing import Any, Final
 
@@ -17,7 +18,9 @@ from effnet_batch.pipelines.run import new_run_id, storage_options
 from effnet_batch.pipelines.session import cluster_cpus_and_gpus, ray_session
 from effnet_batch.pipelines.stored_material import is_output, stored_material
 from effnet_batch.pipelines.training_group import choose_device, train
+from effnet_batch.preflight import check_nodes
 from effnet_batch.storage import Storage, canonical_uri, join
+from effnet_batch.training.network import build_network
 from effnet_batch.training.objective import Objective
 from effnet_batch.training.plan import side_at
 from effnet_batch.training.tracking import check_tracker, tracked
@@ -124,11 +127,11 @@ def finetune(
                 reporter.message("all is trained already")
             else:
                 train(config, task, reporter)
-        best, target = join(folder, BEST_FILE), join(root, MODEL_FILE)
+        target = join(root, MODEL_FILE)
         if isinstance(objective, VideoObjective):
-            sha256 = export_detector(storage, best, target, objective, config, reporter)
+            sha256 = export_detector(storage, folder, target, objective, config, reporter)
         else:
-            sha256 = export_classifier(storage, best, target)
+            sha256 = export_classifier(storage, join(folder, BEST_FILE), target)
         return _finetuned(storage, folder, objective, target, sha256, left_out)
 
 
@@ -138,6 +141,11 @@ def _objective(
     """Returns what is trained, prepared in ``OUTPUT/prepared``, and what is left out, by reason."""
     if is_output(manifest, storage):
         material = stored_material(manifest, config, storage, reporter)
+        if len(cluster_cpus_and_gpus()) > 1:
+            reporter.message("checking that every node can do this job")
+            load = functools.partial(build_network, config.network, config.optimisation, storage)
+            part = material.videos["clips_uri"][0].as_py()
+            check_nodes(root, part, storage, load, reporter.message)
         return video_objective(material, config, storage, reporter)
     prepared = join(root, PREPARED_FOLDER)
     resolved = prepare(manifest, prepared, config, reporter)

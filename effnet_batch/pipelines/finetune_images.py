@@ -53,7 +53,7 @@ def image_objective(
     tables = Ledger.scan(storage, prepared_data(prepared)).live(_COLUMNS)
     rows = (row for table in tables for row in table.to_pylist())
     images, left_out = labelled_records(rows, config, storage, _parse_label)
-    train, validation = split_records(images, config)
+    train, validation, lost = split_records(images, config)
     class_names = _classes(train, validation)
     samples, judged = (_numbered(part, class_names) for part in (train, validation))
     counts = Counter(samples["label"].to_pylist())
@@ -77,7 +77,7 @@ def image_objective(
         limits=image_limits(config.limits),
         class_names=class_names,
     )
-    return objective, left_out
+    return objective, left_out | lost
 
 
 def _parse_label(text: str | None) -> str | None:

@@ -1,6 +1,7 @@
 """Fine-tuning on videos: what is trained on, and the detector that comes of it."""
 
 import dataclasses
+import json
 
 import numpy as np
 
@@ -12,8 +13,9 @@ from effnet_batch.models.checkpoints import load_checkpoint, save_checkpoint
 from effnet_batch.pipelines.material import Material, count_classes, samples_of, split_videos
 from effnet_batch.pipelines.progress import Reporter
 from effnet_batch.pipelines.splits import training_fingerprint
-from effnet_batch.storage import Storage
+from effnet_batch.storage import Storage, join
 from effnet_batch.training.videos import VideoObjective
+from effnet_batch.training.worker import BEST_FILE, JUDGED_FILE
 
 
 def video_objective(
@@ -24,7 +26,7 @@ def video_objective(
     Raises:
         InputError: a split lacks a class that it needs.
     """
-    train, validation = split_videos(material.videos, config)
+    train, validation, lost = split_videos(material.videos, config)
     samples = samples_of(train)
     what = "clips" if material.frames is None else "clips of stored frames"
     reporter.message(
@@ -49,12 +51,12 @@ def video_objective(
         view=material.view,
         frames=material.frames,
     )
-    return objective, material.left_out
+    return objective, material.left_out | lost
 
 
 def export_detector(
     storage: Storage,
-    best: str,
+    folder: str,
     target: str,
     objective: VideoObjective,
     config: FinetuneConfig,
@@ -64,7 +66,7 @@ def export_detector(
 
     Args:
         storage: reads and writes.
-        best: URI of the checkpoint that training kept.
+        folder: holds the checkpoint that training kept, and its logits.
         target: URI of the one to write.
         objective: what was trained.
         config: what is fitted.
@@ -73,11 +75,8 @@ def export_detector(
     Returns:
         The SHA-256 of the file.
     """
-    found = load_checkpoint(best, storage=storage)
-    # Only what is validated on is needed here.
-    kept = dataclasses.replace(objective, samples=objective.samples.slice(0, 0))
-    clips = kept.open(storage, feed_cpus=1.0)
-    logits = np.array(clips.judge(found.model, objective.validation, device="cpu"))
+    found = load_checkpoint(join(folder, BEST_FILE), storage=storage)
+    logits = np.array(json.loads(storage.read(join(folder, JUDGED_FILE))), np.float64)
     labels = objective.validation["label"].to_numpy()
     info = _fitted(found.info, logits, labels, config, reporter)
     return save_checkpoint(target, found.model, info, storage=storage)

@@ -61,6 +61,7 @@ def check_labels(
     seen = _in_threads(lambda file: _look(file, storage), files)
     found = {
         "groups in more than one split": _leaks(files),
+        **_repeats(files),
         "missing files": [str(each) for each in seen if isinstance(each, FetchError)],
     }
     if reads_contents:
@@ -82,6 +83,22 @@ def _leaks(files: Sequence[LabelledFile]) -> list[str]:
         for group, found in sorted(splits.items())
         if len(found) > 1
     ]
+
+
+def _repeats(files: Sequence[LabelledFile]) -> dict[str, list[str]]:
+    """Compares what is said of files that are listed more than once."""
+    by_uri: dict[str, list[LabelledFile]] = collections.defaultdict(list)
+    for file in files:
+        by_uri[file.uri].append(file)
+    leaks, contradictions = [], []
+    for uri, group in by_uri.items():
+        splits = sorted({file.split for file in group if file.split is not None})
+        labels = sorted({file.label for file in group if file.label is not None})
+        if len(splits) > 1:
+            leaks.append(f"{redact(uri)} is in {' and '.join(splits)}")
+        if len(labels) > 1:
+            contradictions.append(f"{redact(uri)} is {' and '.join(labels)}")
+    return {"files in more than one split": leaks, "files with more than one label": contradictions}
 
 
 def _look(file: LabelledFile, storage: Storage) -> int | FetchError | None:

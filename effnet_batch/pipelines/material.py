@@ -68,23 +68,27 @@ def prepared_material(
     )
 
 
-def split_videos(videos: pa.Table, config: FinetuneConfig) -> tuple[pa.Table, pa.Table]:
-    """Returns the videos to train and to validate on, as `split_records` does.
+def split_videos(
+    videos: pa.Table, config: FinetuneConfig
+) -> tuple[pa.Table, pa.Table, dict[str, int]]:
+    """Returns what `split_records` does.
 
     Raises:
         InputError: a split has no video, or lacks a class that it needs.
     """
-    parts = split_records(videos, config)
-    for name, part in zip((TRAIN, VALIDATION), parts, strict=True):
+    train, validation, left_out = split_records(videos, config)
+    for name, part in ((TRAIN, train), (VALIDATION, validation)):
         # Blended with themselves, reals alone are enough to train on.
-        needed = {REAL} if name == TRAIN and config.optimisation.self_blended else {REAL, FAKE}
+        reals_do = name == TRAIN and config.optimisation.self_blended > 0
+        needed = {REAL} if reals_do else {REAL, FAKE}
         if missing := needed - set(part["label"].to_pylist()):
             names = " or ".join("fake" if label == FAKE else "real" for label in sorted(missing))
             raise InputError(
-                f"split {name} has no {names} videos ({count_classes(part)}); both classes are "
-                "needed in both splits"
+                f"split {name} has no {names} videos ({count_classes(part)}); "
+                + ("reals are" if reals_do else "both classes are")
+                + " needed there"
             )
-    return parts
+    return train, validation, left_out
 
 
 def count_classes(videos: pa.Table) -> str:

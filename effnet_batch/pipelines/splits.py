@@ -67,12 +67,16 @@ def labelled_records(
     return pa.Table.from_pylist(sorted(kept, key=lambda row: str(row["record_id"]))), dict(left_out)
 
 
-def split_records(records: pa.Table, config: FinetuneConfig) -> tuple[pa.Table, pa.Table]:
-    """Returns the records to train and to validate on; those of other splits are left alone.
+def split_records(
+    records: pa.Table, config: FinetuneConfig
+) -> tuple[pa.Table, pa.Table, dict[str, int]]:
+    """Returns the records to train and to validate on, and how many are left out, by reason.
 
     Without a split ``val`` whole groups are held out, drawn by a hash of their name; a record
-    without a group is one of its own.
+    without a group is one of its own. With one, records without any split are left out: nobody
+    knows whom they show. Those of other splits are left alone.
     """
+    left_out = {}
     splits = records["split"].to_pylist()
     if VALIDATION not in splits:
         groups = [
@@ -89,11 +93,13 @@ def split_records(records: pa.Table, config: FinetuneConfig) -> tuple[pa.Table, 
             (VALIDATION if group in held_out else TRAIN) if split in (None, TRAIN) else split
             for group, split in placed
         ]
+    elif num_lost := splits.count(None):
+        left_out["no split, while others have one"] = num_lost
     train, validation = (
         records.filter(pa.array([split == name for split in splits]))
         for name in (TRAIN, VALIDATION)
     )
-    return train, validation
+    return train, validation, left_out
 
 
 def _held_out(groups: list[str], config: FinetuneConfig) -> set[str]:

@@ -10,10 +10,10 @@ from effnet_batch.config import NetworkSettings, OptimisationSettings
 from effnet_batch.errors import ConfigError
 from effnet_batch.models.aggregation import AggregationConfig
 from effnet_batch.models.backbone import Backbone
-from effnet_batch.models.checkpoint_info import CheckpointInfo
+from effnet_batch.models.checkpoint_info import CheckpointInfo, Thresholds
 from effnet_batch.models.checkpoints import load_checkpoint
 from effnet_batch.models.sequence import SequenceClassifier
-from effnet_batch.models.sequence_config import CONFIGURATIONS
+from effnet_batch.models.sequence_config import CONFIGURATIONS, SequenceConfig
 from effnet_batch.models.weights import load_model
 from effnet_batch.storage import Storage
 from effnet_batch.training.losses import FRAMES, LAST_STEP, MEAN
@@ -34,27 +34,27 @@ def build_network(
     layers depend on ``training_seed`` alone, so that every worker builds the same.
 
     Raises:
-        ConfigError: no such network, or nothing to start its backbone from.
+        ConfigError: no such network, nothing to start its backbone from, or a checkpoint to start
+            from that is of another network than the settings.
         WeightsError: the weights or the checkpoint cannot be had or do not fit.
     """
     if settings.start is not None:
         loaded = load_checkpoint(settings.start, storage=storage)
         info = loaded.info
+        _check_start(settings, info)
         if settings.max_clip_frames is not None:
             sampling = {**info.sampling, "max_clip_frames": settings.max_clip_frames}
             info = dataclasses.replace(info, sampling=sampling)
         # What was fitted to other scores says nothing of the new ones.
-        info = dataclasses.replace(info, calibration=None, licence=None)
+        info = dataclasses.replace(info, calibration=None, thresholds=Thresholds(), licence=None)
         return loaded.model, info, loaded.sha256
     network = settings.network or NETWORK
-    if network not in CONFIGURATIONS:
-        raise ConfigError(f"network {network!r}: allowed are {', '.join(sorted(CONFIGURATIONS))}")
+    config = _configuration(network)
     if settings.weights is None:
         raise ConfigError(
             "nothing to start from: give --weights of the backbone (see `effnet-batch models`), "
             "--weights random, or --start with a checkpoint"
         )
-    config = CONFIGURATIONS[network]
     backbone = load_model(
         config.architecture, settings.weights, image_size=settings.image_size, storage=storage
     )
@@ -91,6 +91,39 @@ def build_network(
         ),
     )
     return model, info, recipe.sha256
+
+
+def _configuration(network: str) -> SequenceConfig:
+    if network not in CONFIGURATIONS:
+        raise ConfigError(f"network {network!r}: allowed are {', '.join(sorted(CONFIGURATIONS))}")
+    return CONFIGURATIONS[network]
+
+
+def _check_start(settings: NetworkSettings, info: CheckpointInfo) -> None:
+    """Refuses settings of another network than the one that is started from.
+
+    ``weights`` may be there: they were what that one's backbone started from.
+    """
+    mine = info.sequence
+    asked: dict[str, tuple[Any, Any]] = {
+        "lstm_layers": (settings.lstm_layers, mine.lstm_layers),
+        "lstm_dim": (settings.lstm_dim, mine.lstm_dim),
+        "dropout": (settings.dropout or None, mine.dropout),
+        "image_size": (settings.image_size, info.preprocessing.image_size),
+    }
+    if settings.network is not None:
+        # The settings above and the weights' own recipe may have changed these.
+        free = ("lstm_layers", "lstm_dim", "dropout", "padding", "bn_eps")
+        same = {name: getattr(mine, name) for name in free}
+        config = dataclasses.replace(_configuration(settings.network), **same)
+        if config != mine:
+            asked["network"] = (settings.network, info.name)
+    for name, (wanted, found) in asked.items():
+        if wanted is not None and wanted != found:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} {wanted}: the detector to start from has {found}; "
+                "leave it out, or start from --weights instead of --start"
+            )
 
 
 def load_backbone(settings: NetworkSettings, storage: Storage) -> Backbone:

@@ -2,9 +2,8 @@
 
 A picture is blended with a slightly changed copy of itself inside a face-like mask, so that what
 is left to learn is the blending: differing colours and frequencies, and an edge. The steps and
-ranges are the paper's; the mask comes from whatever points of the face are known, or is an
-ellipse in a crop, where the paper has 81 landmarks. In a clip everything but the points is drawn
-once, so that the forgery moves with the face.
+ranges are the paper's; the mask is an ellipse in a crop, where the paper has 81 landmarks. In a
+clip everything is drawn once, so that the forgery moves with the face.
 """
 
 from typing import Final
@@ -26,22 +25,15 @@ Mask = npt.NDArray[np.float32]
 """float32 [H, W] in 0..1."""
 
 
-def self_blend(
-    clip: Clip, generator: np.random.Generator, points: npt.NDArray[np.float64] | None = None
-) -> tuple[Clip, Mask]:
+def self_blend(clip: Clip, generator: np.random.Generator) -> tuple[Clip, Mask]:
     """Returns a fake made from a real clip, and where it was changed.
 
     Args:
         clip: uint8 [T, H, W, 3] RGB; a face crop.
         generator: draws everything.
-        points: [P, 2] x and y in pixels of the crop around the face, at least 3; None takes an
-            ellipse that a face would fill.
-
-    Raises:
-        ValueError: fewer than 3 points.
     """
     height, width = clip.shape[1:3]
-    mask = _face_mask(height, width, points, generator)
+    mask = _face_mask(height, width, generator)
     changed = _change_frequency(jitter_colour(clip, generator), generator)
     # Either the inside or the outside is the changed one.
     inside, outside = (changed, clip) if generator.random() < 0.5 else (clip, changed)
@@ -60,28 +52,18 @@ def self_blend(
     return np.clip(blended, 0, 255).round().astype(np.uint8), mask
 
 
-def _face_mask(
-    height: int,
-    width: int,
-    points: npt.NDArray[np.float64] | None,
-    generator: np.random.Generator,
-) -> Mask:
+def _face_mask(height: int, width: int, generator: np.random.Generator) -> Mask:
+    """Returns an ellipse that a face would fill."""
     mask = np.zeros((height, width), np.float32)
-    if points is None:
-        centre = (
-            round(width * generator.uniform(0.45, 0.55)),
-            round(height * generator.uniform(0.45, 0.6)),
-        )
-        axes = (
-            round(width * generator.uniform(0.22, 0.35)),
-            round(height * generator.uniform(0.28, 0.42)),
-        )
-        cv2.ellipse(mask, centre, axes, generator.uniform(-15, 15), 0, 360, 1.0, -1)
-        return mask
-    if len(points) < 3:
-        raise ValueError(f"a mask needs at least 3 points, got {len(points)}")
-    hull = cv2.convexHull(np.asarray(points, np.float32))
-    cv2.fillConvexPoly(mask, hull.round().astype(np.int32), 1.0)
+    centre = (
+        round(width * generator.uniform(0.45, 0.55)),
+        round(height * generator.uniform(0.45, 0.6)),
+    )
+    axes = (
+        round(width * generator.uniform(0.22, 0.35)),
+        round(height * generator.uniform(0.28, 0.42)),
+    )
+    cv2.ellipse(mask, centre, axes, generator.uniform(-15, 15), 0, 360, 1.0, -1)
     return mask
 
 

@@ -21,6 +21,8 @@ from effnet_batch.training.trainer import Trainer, class_weights
 
 METRICS_FILE: Final = "metrics.jsonl"
 BEST_FILE: Final = "best.safetensors"
+JUDGED_FILE: Final = "best-judged.json"
+"""What its model made of every row of what is validated on, as `Examples.judge` returns it."""
 EVENTS_FOLDER: Final = "events"
 """TensorBoard's files, in a folder for each run that was trained here, named by fingerprint."""
 
@@ -140,7 +142,7 @@ def _train(task: TrainTask) -> None:
         history.lines.append(line)
         trainer.epoch += 1
         if rank == 0:
-            _keep(storage, task, trainer, history)
+            _keep(storage, task, trainer, history, epoch.judged)
             task.messages.tell.remote(_describe(line, settings.epochs))
         ray.train.report({"epoch": trainer.epoch, **line})
     if rank == 0 and trainer.epoch < settings.epochs:
@@ -179,6 +181,8 @@ class _Epoch:
         self._rank, self._num_workers, self._weights = rank, num_workers, weights
         self._waited_share = 0.0
         self._mean_loss = 0.0
+        self.judged: list[Any] = []
+        """What validation made of every row."""
         self._began = time.perf_counter()
 
     def train(self) -> list[dict[str, Any]]:
@@ -242,10 +246,10 @@ class _Epoch:
         if self._num_workers > 1:
             shares = [None] * self._num_workers
             dist.all_gather_object(shares, found)
-        judged: list[Any] = [None] * len(rows)
+        self.judged = [None] * len(rows)
         for rank, share in enumerate(shares):
-            judged[rank :: self._num_workers] = share
-        metrics = self._objective.measure(judged)
+            self.judged[rank :: self._num_workers] = share
+        metrics = self._objective.measure(self.judged)
         return {
             "epoch": self._trainer.epoch + 1,
             "mean_loss": self._mean_loss,
@@ -264,7 +268,13 @@ class _Epoch:
         return float(total)
 
 
-def _keep(storage: Storage, task: TrainTask, trainer: Trainer, history: _History) -> None:
+def _keep(
+    storage: Storage,
+    task: TrainTask,
+    trainer: Trainer,
+    history: _History,
+    judged: Sequence[Any],
+) -> None:
     """Writes the metrics, the best checkpoint and, last, the state that a restart goes on from."""
     # From here on, states of other settings would stand beside metrics and a best checkpoint that
     # are not theirs.
@@ -276,6 +286,7 @@ def _keep(storage: Storage, task: TrainTask, trainer: Trainer, history: _History
     storage.write(join(events, event_file_name(trainer.epoch)), event_file(points))
     if history.epochs_since_best == 0:
         data = task.objective.checkpoint(trainer.judged)
+        storage.write(join(task.folder, JUDGED_FILE), json.dumps(judged).encode())
         storage.write(join(task.folder, BEST_FILE), data)
     storage.write(_state_uri(task, trainer.epoch), trainer.save())
     if trainer.epoch > _STATES_KEPT:
