@@ -124,8 +124,10 @@ def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> list[Placement]:
     """Places actors as beside a GPU; the model runs on the CPU all the same."""
     placed: list[Placement] = []
 
-    def beside_gpu(settings: ClusterSettings, engine: EngineChoice, nodes: Any) -> Placement:
-        placed.append(resolve_placement(settings, GPU, nodes))
+    def beside_gpu(
+        settings: ClusterSettings, engine: EngineChoice, nodes: Any, *, decodes_on_gpu: bool
+    ) -> Placement:
+        placed.append(resolve_placement(settings, GPU, nodes, decodes_on_gpu=decodes_on_gpu))
         return placed[-1]
 
     monkeypatch.setattr("effnet_batch.pipelines.score.resolve_placement", beside_gpu)
