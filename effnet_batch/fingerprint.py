@@ -28,9 +28,9 @@ class Fingerprint:
         """Refuses to mix rows of two fingerprints in one output.
 
         Raises:
-            FingerprintError: names every field that differs.
+            FingerprintError: names every value that differs, however deep.
         """
-        mine = self.to_dict()
+        mine, stored = _flat(self.to_dict()), _flat(stored)
         differing = [
             f"  {name}: output has {stored.get(name)!r}, this run {mine.get(name)!r}"
             for name in sorted(mine.keys() | stored.keys())
@@ -47,3 +47,14 @@ class Fingerprint:
         """Returns what `check_same` takes as ``stored``, just as it is read back from a file."""
         values = {**self.fields, "recipe_version": RECIPE_VERSION}
         return dict(json.loads(json.dumps(values)))  # a tuple is a list then
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Returns the single values of JSON by their place, such as ``checkpoints[0].faces.margin``."""
+    if isinstance(value, dict):
+        inner = {f"{name}.{key}" if name else str(key): each for key, each in value.items()}
+    elif isinstance(value, list):
+        inner = {f"{name}[{place}]": each for place, each in enumerate(value)}
+    else:
+        return {name: value}
+    return {key: leaf for place, each in inner.items() for key, leaf in _flat(each, place).items()}

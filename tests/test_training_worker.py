@@ -13,7 +13,7 @@ import torch
 from test_training import TINY, make_trainer, some_batches
 
 from effnet_batch.config import FinetuneConfig, OptimisationSettings
-from effnet_batch.errors import FingerprintError, OutageError
+from effnet_batch.errors import FingerprintError, JobError, OutageError
 from effnet_batch.media.distortions import PARAMETERS, Distortion
 from effnet_batch.pipelines.stored_material import _check_agrees
 from effnet_batch.storage import Storage, atomic, local
@@ -21,10 +21,12 @@ from effnet_batch.training import worker
 from effnet_batch.training.trainer import Trainer
 from effnet_batch.training.worker import (
     BEST_FILE,
+    METRICS_FILE,
     TrainTask,
     _History,
     _keep,
     _latest_state,
+    _read_lines,
     best_epoch,
     epochs_of,
     train_worker,
@@ -93,6 +95,25 @@ def test_states_of_other_settings_do_not_outlive_their_best_checkpoint(tmp_path:
     assert sorted(path.name for path in tmp_path.glob("state-*")) == [
         f"state-{'a' * 16}-{epoch:06}.pt" for epoch in (3, 4)
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "keep"),
+    [(METRICS_FILE, 30), (METRICS_FILE, 0), (METRICS_FILE, None), (BEST_FILE, None)],
+)
+def test_what_stands_beside_a_state_and_is_damaged_is_named_with_the_way_out(
+    tmp_path: Path, name: str, keep: int | None
+) -> None:
+    task = task_in(tmp_path)
+    keep_epoch(task, make_trainer(TINY), 0.6)
+    assert [line["epoch"] for line in _read_lines(Storage(), task, 1)] == [1]
+    path = tmp_path / name
+    if keep is None:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(JobError, match=rf"{name} is damaged or gone .*; delete {tmp_path} and run"):
+        _read_lines(Storage(), task, 1)
 
 
 def test_of_equal_epochs_the_surest_is_kept() -> None:

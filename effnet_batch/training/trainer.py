@@ -239,7 +239,8 @@ class Trainer(abc.ABC):
         except Exception as error:  # a damaged file raises nearly anything
             raise JobError(
                 f"the saved state of training does not fit ({type(error).__name__}: {error}); it "
-                "is damaged, or of another network; use another output"
+                "is damaged, or of another network; use another output, or delete its folder "
+                "training/ to train anew on what is prepared"
             ) from error
 
 

@@ -11,7 +11,7 @@ import ray.train
 import torch
 import torch.distributed as dist
 
-from effnet_batch.errors import ConfigError, FingerprintError, JobError, OutageError
+from effnet_batch.errors import ConfigError, FetchError, FingerprintError, JobError, OutageError
 from effnet_batch.storage import Storage, join
 from effnet_batch.training.events import event_file, event_file_name, points_of
 from effnet_batch.training.feed import feed_cpus
@@ -311,8 +311,27 @@ def _latest_state(storage: Storage, task: TrainTask) -> str | None:
 
 
 def _read_lines(storage: Storage, task: TrainTask, epoch: int) -> list[dict[str, Any]]:
-    lines = storage.read(join(task.folder, METRICS_FILE)).decode().splitlines()
-    return [line for line in map(json.loads, lines) if line["epoch"] <= epoch]
+    """Returns the lines of the epochs that are done.
+
+    Raises:
+        JobError: a file that stands beside the saved state is damaged or gone.
+    """
+    uri = join(task.folder, METRICS_FILE)
+    try:
+        lines = storage.read(uri).decode().splitlines()
+        found = [line for line in map(json.loads, lines) if line["epoch"] <= epoch]
+        if epoch not in [line["epoch"] for line in epochs_of(found)]:
+            raise ValueError(f"no epoch {epoch}")
+        uri = join(task.folder, BEST_FILE)
+        storage.info(uri)
+    except (FetchError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, FetchError) and error.is_transient:
+            raise
+        raise JobError(
+            f"{uri} is damaged or gone ({error}), so that training cannot go on; delete "
+            f"{task.folder} and run the same command again, which trains anew on what is prepared"
+        ) from error
+    return found
 
 
 def _describe(line: dict[str, Any], num_epochs: int) -> str:
