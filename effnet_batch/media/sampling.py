@@ -110,7 +110,7 @@ def parse_sampling(values: Mapping[str, Any]) -> tuple[Sampling, int | None]:
     parameters = dict(values)
     name = parameters.pop("strategy", None)
     longest = parameters.pop("max_clip_frames", None)
-    if name not in STRATEGIES:
+    if not isinstance(name, str) or name not in STRATEGIES:
         raise ConfigError(f"sampling must be one of {', '.join(STRATEGIES)}, got {name!r}")
     kind = STRATEGIES[name]
     allowed = [field.name for field in dataclasses.fields(kind)]

@@ -32,7 +32,7 @@ def sampling_with(own: Mapping[str, Any], settings: SamplingSettings) -> dict[st
         ConfigError: the strategy does not have a parameter that is set.
     """
     given = {name: value for name in _PARAMETERS if (value := getattr(settings, name)) is not None}
-    if settings.sampling not in (None, own["strategy"]):
+    if settings.sampling not in (None, own.get("strategy")):
         own = {"strategy": settings.sampling, "max_clip_frames": own.get("max_clip_frames")}
     chosen = {**own, **given}
     parse_sampling(chosen)
@@ -79,7 +79,10 @@ def faces_with(
     which = settings.which_faces or own.get("which", ALL)
     if which not in WHICH_FACES:
         raise ConfigError(f"which must be one of {', '.join(WHICH_FACES)}, got {which!r}")
-    found = FaceSettings(**{**described, **changes})
+    try:
+        found = FaceSettings(**{**described, **changes})
+    except TypeError as error:  # of a checkpoint that a stranger wrote
+        raise ConfigError(f"faces of {name}: {error}") from error
     return {"detector": DETECTOR, "which": which, **dataclasses.asdict(found)}
 
 
