@@ -31,22 +31,24 @@ TINY = SequenceConfig(architecture="mobilenet_v2", lstm_layers=1, lstm_dim=32)
 
 @settings(deadline=None)
 @given(
-    st.integers(1, 200), st.integers(1, 8), st.integers(1, 4), st.integers(0, 5), st.integers(0, 5)
+    st.integers(1, 200), st.integers(4, 24), st.integers(1, 4), st.integers(0, 5), st.integers(0, 5)
 )
 def test_an_epoch_has_every_clip_once_in_whole_steps(
-    num_samples: int, per_worker: int, num_workers: int, seed: int, epoch: int
+    num_samples: int, size: int, num_workers: int, seed: int, epoch: int
 ) -> None:
-    size = per_worker * num_workers
     plan = epoch_plan(num_samples, size, seed=seed, epoch=epoch)
     assert sorted(step.sample for step in plan if step.counts) == list(range(num_samples))
     assert len(plan) % size == 0
     assert plan == epoch_plan(num_samples, size, seed=seed, epoch=epoch)
     # Step k of one worker is what several workers do together in their step k.
-    shares = [share_of(plan, rank, num_workers) for rank in range(num_workers)]
-    for start in range(0, len(plan) // num_workers, per_worker):
-        together = [step for share in shares for step in share[start : start + per_worker]]
-        whole = plan[start * num_workers : start * num_workers + size]
+    shares = [share_of(plan, size, rank, num_workers) for rank in range(num_workers)]
+    for number, parts in enumerate(zip(*shares, strict=True)):
+        together = [step for part in parts for step in part]
+        whole = plan[number * size : (number + 1) * size]
         assert sorted(together, key=repr) == sorted(whole, key=repr)
+        # Nobody has none, and a worker's batches are all as large.
+        assert [len(part) for part in parts] == [len(share[0]) for share in shares]
+        assert min(map(len, parts)) == size // num_workers
 
 
 def test_epochs_differ_in_order() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from test_finetune import losses
 from test_image_training import planted
 
 from effnet_batch.config import FinetuneConfig
@@ -38,6 +39,9 @@ from effnet_batch.training.feed import feed_cpus
         ({"num_workers": 3}, [(1, 0)], "cpu"),
         ({"num_workers": 4}, [(1, 0)], "leave no CPU for making ready"),
         ({}, [(0, 2), (4, 0)], "2 training workers of 0.25 CPUs and 1 GPUs do not fit: .* for 0 "),
+        # Spot nodes that are not there yet may come later.
+        ({"num_workers": 4, "min_workers": 2}, [(4, 2), (4, 0)], "cuda"),
+        ({"num_workers": 4, "min_workers": 3}, [(4, 2)], "3 .* has 2; lower --min-workers"),
         ({"num_workers": 1}, [], r"room for 0 \(nodes: none\)"),
     ],
 )
@@ -77,7 +81,12 @@ def test_a_cpu_is_shared_with_what_makes_clips_ready(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_workers": 3}, "clips-per-step 4 must be a multiple"),
+        ({"num_workers": 5}, "clips-per-step 4 is less than --num-workers 5: every worker needs"),
+        ({"num_workers": 2, "min_workers": 3}, "--min-workers 3 is more than --num-workers 2"),
+        (
+            {"num_workers": 2, "min_workers": 1, "mixup": 0.2},
+            "--mixup mixes pairs of a fixed number of workers; leave --min-workers out",
+        ),
     ],
 )
 def test_groups_that_cannot_share_a_step(
@@ -95,17 +104,26 @@ def test_a_single_cpu_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(planted(generator, number % 2)).save(path)
     monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", '{"CPU": 1}')
+    settings: dict[str, Any] = {
+        "label_from": "parent",
+        "network": "efficientnet_lite0",
+        "weights": "package:efficientnet-lite0",
+        "image_size": 32,
+        "freeze_backbone": True,
+        "clips_per_step": 4,
+        "epochs": 1,
+    }
     with ray_session(None):
         assert cluster_cpus_and_gpus() == [(1.0, 0.0)]
-        found = finetune(
-            str(tmp_path / "images"),
-            str(tmp_path / "out"),
-            label_from="parent",
-            network="efficientnet_lite0",
-            weights="package:efficientnet-lite0",
-            image_size=32,
-            freeze_backbone=True,
-            clips_per_step=2,
-            epochs=1,
-        )
-    assert (found.num_epochs, found.num_samples, found.num_validated) == (1, 6, 2)
+        found = finetune(str(tmp_path / "images"), str(tmp_path / "out"), **settings)
+        curve = losses(tmp_path / "out")
+        assert (found.num_epochs, found.num_samples, found.num_validated) == (1, 6, 2)
+        assert len(curve) == 2
+
+        # Three workers, of whom one would do, have two, one and one of the four images of a step.
+        (state,) = (tmp_path / "out/training").glob("state-*.pt")
+        state.unlink()
+        settings |= {"num_workers": 3, "min_workers": 1}
+        finetune(str(tmp_path / "images"), str(tmp_path / "out"), **settings)
+    assert losses(tmp_path / "out") == pytest.approx(curve, abs=1e-3)
+    assert state.exists()

@@ -171,6 +171,11 @@ class TrainingClusterSettings(ActorSettings):
     """Where it is trained; the actors are those that read videos or images first."""
 
     num_workers: int = setting(1, "Processes that train together, one a GPU.", minimum=1)
+    min_workers: int | None = setting(
+        None,
+        "Least of them that train on where nodes are lost, until there are new ones; default: all.",
+        minimum=1,
+    )
     max_worker_failures: int = setting(3, "Deaths of workers that a run survives.", minimum=0)
 
 

@@ -186,10 +186,17 @@ def _finetuned(
 def _check(config: FinetuneConfig) -> None:
     check_tracker(config.tracking.track)
     settings, cluster = config.optimisation, config.cluster
-    if settings.clips_per_step % cluster.num_workers:
+    if settings.clips_per_step < cluster.num_workers:
         raise ConfigError(
-            f"--clips-per-step {settings.clips_per_step} must be a multiple of --num-workers "
-            f"{cluster.num_workers}, so that every worker has as many"
+            f"--clips-per-step {settings.clips_per_step} is less than --num-workers "
+            f"{cluster.num_workers}: every worker needs one"
+        )
+    least = cluster.min_workers or cluster.num_workers
+    if least > cluster.num_workers:
+        raise ConfigError(f"--min-workers {least} is more than --num-workers {cluster.num_workers}")
+    if settings.mixup and least < cluster.num_workers:
+        raise ConfigError(
+            "--mixup mixes pairs of a fixed number of workers; leave --min-workers out"
         )
     if settings.mixup and settings.clips_per_step % (2 * cluster.num_workers):
         raise ConfigError(

@@ -45,26 +45,28 @@ def choose_device(config: FinetuneConfig, nodes: Sequence[tuple[float, float]]) 
     """
     num_gpus = sum(gpus for _, gpus in nodes)
     device, num_workers = config.device.device, config.cluster.num_workers
+    least = config.cluster.min_workers or num_workers
+    flag = "--num-workers" if least == num_workers else "--min-workers"
     if device == "cpu" or (device == "auto" and num_gpus < 1):
         device, gpus = "cpu", 0.0
     else:
         device, gpus = "cuda", 1.0
-    if num_gpus < gpus * num_workers:
+    if num_gpus < gpus * least:
         raise ConfigError(
-            f"{num_workers} training workers need a GPU each, the cluster has {num_gpus:g}; lower "
-            "--num-workers, or use --device cpu"
+            f"{least} training workers need a GPU each, the cluster has {num_gpus:g}; lower "
+            f"{flag}, or use --device cpu"
         )
     room = sum(num_fitting(node, WORKER_CPUS, gpus) for node in nodes)
     each = f"{WORKER_CPUS:g} CPUs and {gpus:g} GPUs"
     listed = ", ".join(f"{cpus:g} CPUs and {count:g} GPUs" for cpus, count in nodes) or "none"
-    if num_workers > room:
+    if least > room:
         raise ConfigError(
-            f"{num_workers} training workers of {each} do not fit: the cluster has room for {room} "
-            f"(nodes: {listed}); lower --num-workers, or add nodes"
+            f"{least} training workers of {each} do not fit: the cluster has room for {room} "
+            f"(nodes: {listed}); lower {flag}, or add nodes"
         )
-    if feed_cpus(nodes, num_workers, gpus=gpus) is None:
+    if feed_cpus(nodes, num_started := min(num_workers, room), gpus=gpus) is None:
         raise ConfigError(
-            f"{num_workers} training workers of {each} leave no CPU for making ready what they "
+            f"{num_started} training workers of {each} leave no CPU for making ready what they "
             f"train on (nodes: {listed}); lower --num-workers, or add CPUs"
         )
     return device
@@ -121,6 +123,12 @@ def _messages(reporter: Reporter) -> Iterator[Any]:
         pass_on()
 
 
+def _group_size(config: FinetuneConfig) -> Any:
+    """Returns the number of workers as Ray Train takes it: one, or the least and the most."""
+    least, most = config.cluster.min_workers, config.cluster.num_workers
+    return most if least in (None, most) else (least, most)
+
+
 class _Trainer(TorchTrainer):
     """Trainer that does without what waits for a dashboard where there is none."""
 
@@ -146,7 +154,7 @@ def train(config: FinetuneConfig, task: TrainTask, reporter: Reporter) -> None:
             train_loop_config={"task": dataclasses.replace(task, messages=board)},
             torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
             scaling_config=ray.train.ScalingConfig(
-                num_workers=config.cluster.num_workers,
+                num_workers=_group_size(config),
                 use_gpu=use_gpu,
                 resources_per_worker={"CPU": WORKER_CPUS, **({"GPU": 1} if use_gpu else {})},
             ),

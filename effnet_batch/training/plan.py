@@ -16,14 +16,14 @@ class Step:
     sample: int
     """Number of the clip."""
     counts: bool
-    """False for what only fills the last step, so that every worker has as many clips."""
+    """False for what only fills the last step, so that it is as long as the others."""
 
 
 def epoch_plan(num_samples: int, clips_per_step: int, *, seed: int, epoch: int) -> list[Step]:
     """Returns the clips of an epoch in order: each once, and fillers to whole steps.
 
-    Worker r of n takes every n-th from the r-th on (`share_of`), so that a step holds the same
-    clips however many workers there are.
+    Of a step worker r of n takes every n-th from the r-th on (`share_of`), so that it holds the
+    same clips however many workers there are.
 
     Args:
         num_samples: clips there are, at least one.
@@ -38,9 +38,17 @@ def epoch_plan(num_samples: int, clips_per_step: int, *, seed: int, epoch: int) 
     ]
 
 
-def share_of(plan: list[Step], rank: int, num_workers: int) -> list[Step]:
-    """Returns what worker ``rank`` of ``num_workers`` does of a plan."""
-    return plan[rank::num_workers]
+def share_of(
+    plan: list[Step], clips_per_step: int, rank: int, num_workers: int
+) -> list[list[Step]]:
+    """Returns what worker ``rank`` of ``num_workers`` does of every step of a plan.
+
+    Of each step as many: one more than other workers where the step cannot be divided evenly.
+    """
+    return [
+        plan[start + rank : start + clips_per_step : num_workers]
+        for start in range(0, len(plan), clips_per_step)
+    ]
 
 
 def side_at(resolutions: Sequence[str], epoch: int) -> int | None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
+import pyarrow as pa
 import ray
 import ray.train
 import torch
@@ -203,11 +204,12 @@ class _Epoch:
             for start in range(0, len(plan), settings.clips_per_step)
         ]
         began = time.perf_counter()
+        shares = share_of(plan, settings.clips_per_step, self._rank, self._num_workers)
         batches = self._examples.batches(
-            share_of(plan, self._rank, self._num_workers),
+            [step for share in shares for step in share],
             self._weights,
             epoch=trainer.epoch,
-            batch_size=settings.clips_per_step // self._num_workers,
+            batch_size=len(shares[0]),
         )
         trainer.start_epoch(self._rank)
         lines: list[dict[str, Any]] = []
@@ -240,7 +242,8 @@ class _Epoch:
         """Judges what is validated on, each worker its share; returns the epoch's line."""
         self._trainer.share_statistics()
         rows = self._objective.validation
-        mine = rows.take(list(range(self._rank, len(rows), self._num_workers)))
+        # There may be fewer rows than workers.
+        mine = rows.take(pa.array(range(self._rank, len(rows), self._num_workers), pa.int64()))
         found = self._examples.judge(self._trainer.judged, mine, device=self._device)
         shares: list[Any] = [found]
         if self._num_workers > 1:
