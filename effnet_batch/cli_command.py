@@ -1,8 +1,6 @@
 """How a command of the terminal ends: errors as one line, and an exit code."""
 
-import atexit
 import functools
-import gc
 import io
 import os
 import signal
@@ -38,8 +36,6 @@ def command(function: Callable[..., int | None]) -> Callable[..., None]:
             os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "jemalloc")
         # What it holds back as repeated, Ray prints in the main thread as it ends, past our filter.
         os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-        # With PyTorch and Ray in memory, looking for garbage once more would take a second.
-        atexit.register(gc.freeze)
         from effnet_batch.errors import ConfigError, EffnetBatchError
 
         if isinstance(sys.stdout, io.TextIOWrapper):
