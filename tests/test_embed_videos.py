@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from shard_files import make_tar
-from test_embed_video_stage import CARPHONE, face_model, plain_embeddings, plain_frames
+from test_embed_video_stage import CARPHONE, plain_embeddings, plain_frames
 from video_files import encode
 
 import effnet_batch
@@ -29,8 +29,6 @@ from effnet_batch.pipelines.maintain import compact, forget
 from effnet_batch.pipelines.score_resolve import resolve_scoring
 from effnet_batch.pipelines.session import ray_session
 from effnet_batch.pipelines.verify import verify
-
-__all__ = ["face_model"]  # a fixture
 
 MODEL = {"model": "efficientnet_lite0", "engine": "torch", "max_failures": 1.0}
 ENGINE = {"engine": "torch", "batch_size": 4}
