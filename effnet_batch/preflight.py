@@ -1,4 +1,4 @@
-"""Checks on a cluster before work starts: what cannot work is said within half a minute.
+"""Checks on a cluster before work starts: nodes that answer say within half a minute what is wrong.
 
 Every node that may work reads a nonce that the driver wrote to the output, and answers it; it reads
 a source, loads the weights and names its versions. On this machine alone nothing of it is needed.
@@ -23,7 +23,7 @@ from effnet_batch.sink import OutputPaths
 from effnet_batch.storage import Storage, join, redact, scheme_of
 from effnet_batch.storage.uris import LOCAL, WEB_SCHEMES
 
-_STORAGE_SECONDS: Final = 10.0
+_STORAGE_SECONDS: Final = 15.0
 """Longer is no answer of a node's storage."""
 _SLOW_SECONDS: Final = 15.0
 """After so long it is said which nodes are waited for."""

@@ -227,7 +227,8 @@ class PartWriter:
         if self._frame_sizes:
             frames = {"num_parts": len(self._frame_sizes), "num_rows": sum(self._frame_sizes)}
             metadata = {**metadata, FRAMES_KEY: frames}
-        table = pa.concat_tables(self._tables)
+        # What is joined may have been written by releases that knew fewer columns.
+        table = pa.concat_tables(self._tables, promote_options="default")
         self._commit(self._uri(), table, metadata)
         self.totals["num_parts"] += 1
         self.totals["num_records"] += len(table)
@@ -236,7 +237,7 @@ class PartWriter:
         self._tables, self._num_waiting, self._frame_sizes, self.num_bytes = [], 0, [], 0
 
     def _commit_frames(self) -> None:
-        table = pa.concat_tables(self._frames)
+        table = pa.concat_tables(self._frames, promote_options="default")
         uri = frame_parts(self._uri(), len(self._frame_sizes) + 1)[-1]
         self._commit(uri, table, self._metadata)
         self._frame_sizes.append(len(table))

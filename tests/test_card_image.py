@@ -263,7 +263,7 @@ def test_nodes_without_a_card_may_belong_to_the_cluster(monkeypatch: pytest.Monk
     )
     resolved: list[Resolved] = []
     monkeypatch.setattr(resolution, "first_uri", lambda pending: None)
-    monkeypatch.setattr(resolution, "check_nodes", lambda *found: resolved.append(found[-1]()))
+    monkeypatch.setattr(resolution, "check_nodes", lambda *found: resolved.append(found[3]()))
     run = SimpleNamespace(
         reporter=Silent(), paths=SimpleNamespace(root="out"), pending=None, storage=None
     )

@@ -1,6 +1,7 @@
 """Wrong usage and configuration: exit code 2, one message that helps, no secret in it."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -162,6 +163,14 @@ def test_a_closed_terminal_stops_a_command_but_not_under_nohup(
 ) -> None:
     line = f'{prefix} {sys.executable} -c "$SCRIPT"'
     env = {**os.environ, "SCRIPT": HANG_UP}
-    done = subprocess.run(line, shell=True, capture_output=True, text=True, env=env)
+    # These tests themselves may run under nohup, and pass it on.
+    done = subprocess.run(
+        line,
+        shell=True,
+        capture_output=True,
+        text=True,
+        env=env,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+    )
     assert done.returncode == code
     assert words in done.stderr

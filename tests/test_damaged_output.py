@@ -161,3 +161,20 @@ def test_what_ray_says_below_an_error_does_not_hide_it() -> None:
     )
     found = cause_of(ray.exceptions.RayError(text))
     assert (type(found), str(found)) == (OutageError, "http://s3 is away")
+
+
+def test_a_column_that_is_not_there_is_no_damage(output: Path) -> None:
+    with pytest.raises(InputError, match="has no column 'scores'; it has uri, "):
+        effnet_batch.read_scores(str(output), columns=["uri", "scores"])
+
+
+def test_parts_of_a_release_with_fewer_columns_are_read_and_joined(output: Path, run: Run) -> None:
+    part = first_part(output)
+    old = pq.read_table(part)
+    pq.write_table(old.drop_columns(["decoder"]), part)
+    table = effnet_batch.read_scores(str(output))
+    assert len(table) == NUM_VIDEOS
+    assert table["decoder"][: len(old)].null_count == len(old)
+    code, said = run("compact", str(output))
+    assert code == 0, said
+    assert effnet_batch.read_scores(str(output)).sort_by("uri").equals(table.sort_by("uri"))

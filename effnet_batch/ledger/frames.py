@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from effnet_batch.ledger.parts import reading
+from effnet_batch.ledger.parts import check_columns, reading
 from effnet_batch.storage import Storage
 
 _ROWS_PER_TABLE: Final = 4_096
@@ -36,6 +36,7 @@ def read_frames_of(
         data = pa.BufferReader(storage.read(uri))
         with reading(uri):
             file = pq.ParquetFile(data)
+            check_columns(uri, file.schema_arrow, columns)
             read = file.schema_arrow.names if columns is None else list(columns)
             wanted = [*read, *({"record_id"} - set(read))]
             batches = file.iter_batches(_ROWS_PER_TABLE, columns=wanted, use_threads=False)

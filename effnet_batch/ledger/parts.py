@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from effnet_batch.errors import DecodeError
+from effnet_batch.errors import DecodeError, InputError
 from effnet_batch.schema import LEDGER_COLUMNS, STATUSES
 from effnet_batch.sink import METADATA_KEY
 from effnet_batch.storage import Storage
@@ -48,13 +48,22 @@ def reading(uri: str) -> Iterator[None]:
     """
     try:
         yield
+    except pa.ArrowMemoryError:
+        raise  # which says nothing of the file
     # pyarrow says OSError where the bytes themselves are damaged.
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise DecodeError(
-            f"{uri} is damaged ({reason}); delete it and run the job that wrote it again, which "
+            f"{uri} is damaged ({reason}); move it away and run the job that wrote it again, which "
             "redoes what it held"
         ) from error
+
+
+def check_columns(uri: str, schema: pa.Schema, columns: Sequence[str] | None) -> None:
+    """Raises InputError where a file of an output has not all of the wanted columns."""
+    unknown = [name for name in columns or () if name.partition(".")[0] not in schema.names]
+    if unknown:
+        raise InputError(f"{uri} has no column {unknown[0]!r}; it has {', '.join(schema.names)}")
 
 
 def list_parts(storage: Storage, data_uri: str) -> list[Part]:

@@ -15,6 +15,7 @@ from effnet_batch.ledger.parts import (
     ID,
     ROWS_SCHEMA,
     Part,
+    check_columns,
     list_parts,
     read_rows,
     reading,
@@ -220,10 +221,12 @@ class Ledger:
             for i, data in zip(chunk, self.storage.read_many(requests), strict=True):
                 if isinstance(data, RecordError):
                     raise data
-                with reading(self.parts[i].uri):
+                uri = self.parts[i].uri
+                with reading(uri):
+                    check_columns(uri, pq.read_schema(pa.BufferReader(data)), columns)
                     table = pq.read_table(
                         pa.BufferReader(data), columns=None if columns is None else list(columns)
                     )
                 mask = is_wanted[starts[i] : starts[i + 1]]
                 rows = table if mask.all() else table.filter(pa.array(mask))
-                yield self.parts[i].uri, rows
+                yield uri, rows

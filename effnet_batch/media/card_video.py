@@ -90,7 +90,10 @@ class CardVideos:
         return CardVideo(reader, decoder)
 
     def fit(self, crop: Pixels, recipe: Preprocessing) -> torch.Tensor:
-        """Returns uint8 [S, S, 3] on the card of uint8 [H, W, 3], such as a face."""
+        """Returns uint8 [S, S, 3] of uint8 [H, W, 3], such as a face.
+
+        It lies on the card, or where the card has no room for it in host memory.
+        """
         if fits_card(recipe, crop.shape[1], crop.shape[0]):
             try:
                 # torch warns of memory that it may not write to.
@@ -98,11 +101,11 @@ class CardVideos:
                 return fit(pixels.permute(2, 0, 1)[None], recipe)[0]
             except torch.OutOfMemoryError:
                 pass  # Left here, so that the traceback does not keep the tensors.
-        return torch.from_numpy(PixelConverter(recipe).fit(crop)).to(self._device)
+        return torch.from_numpy(PixelConverter(recipe).fit(crop))
 
     def stack(self, fitted: list[torch.Tensor]) -> Pixels:
         """Returns uint8 [n, S, S, 3] in host memory."""
-        return _to_host(torch.stack(fitted))
+        return _to_host(torch.stack([each.cpu() for each in fitted]))
 
     def _open_decoder(self, reader: VideoReader) -> Any:
         """Returns a decoder for the frames of the timeline; None where the card has none."""

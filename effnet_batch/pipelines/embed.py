@@ -115,7 +115,7 @@ def _embed_pending(run: Run, config: EmbedConfig, resolved: Resolved, nodes: Nod
         rows_per_part=_rows_per_part(run.pending.num_rows, config, placement),
     )
     taper = None
-    if config.output.rows_per_part is None:
+    if config.output.rows_per_part is None and placement.num_actors > 1:
         taper = Taper(placement.num_actors, _MIN_ROWS_PER_PART)
     for pending in run.passes():
         units = list(cut_units(pending, task.rows_per_part, first_unit=run.num_units, taper=taper))

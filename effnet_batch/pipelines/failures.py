@@ -18,7 +18,7 @@ from effnet_batch.storage import redact
 
 _OURS: Final = re.compile(r"\beffnet_batch\.errors\.(\w+): (.*)")
 """Our own error in the last line of a traceback."""
-_NAMED: Final = re.compile(r"[\w.]*[A-Z]\w*: ")
+_NAMED: Final = re.compile(r"(?:(?:\w+\.)+[A-Z]\w*|\w*(?:Error|Exception|Invalid|Interrupt)): ")
 """How the last line of a traceback begins, also of errors not called so: ``ArrowInvalid: ``."""
 _WRAPPER: Final = "ray.exceptions.UserCodeException: "
 """Ray Data's own error, which stands below the one that it is about."""

@@ -1,7 +1,7 @@
 """What is still to do: the manifest without what the ledger shows as done, cut into units.
 
 A unit is what one task reads; its parts are named after it. Units are cut by counts and sizes of
-the manifest alone, so that they do not depend on machines or timing.
+the manifest and the number of actors, when a run starts, so that they do not depend on timing.
 """
 
 import collections

@@ -111,7 +111,7 @@ def read_frames(
         frames = ledger.frames.get(part, ())
         tables += read_frames_of(room, frames, records=wanted, columns=columns)
     if tables:
-        return pa.concat_tables(tables)
+        return pa.concat_tables(tables, promote_options="default")
     found = next(iter(ledger.frames.values()))
     schema = pq.read_schema(pa.BufferReader(room.read(found[0])))
     return schema.empty_table().select(columns or schema.names)
@@ -127,7 +127,8 @@ def _read_live(
     ledger = _ledger(output, storage)
     tables = list(ledger.live(columns, statuses=statuses))
     if tables:
-        return pa.concat_tables(tables)
+        # An output may have been begun by a release that knew fewer columns.
+        return pa.concat_tables(tables, promote_options="default")
     return next(iter(ledger.live(columns))).slice(0, 0)
 
 

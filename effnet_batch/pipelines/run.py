@@ -365,8 +365,8 @@ def hold(run: Run, *, update: bool, retry: Sequence[str]) -> Iterator[None]:
         except Exception as error:
             cause = cause_of(error) if isinstance(error, ray.exceptions.RayError) else error
             if isinstance(cause, OutageError):  # it was waited for long enough
-                once = dataclasses.replace(storage.options, num_attempts=1)
-                run.storage = lock.storage = Storage(once)
+                briefly = dataclasses.replace(storage.options, num_attempts=2)
+                run.storage = lock.storage = Storage(briefly)
             run.write_end(STATE_FAILED, error=redact(str(cause)) or type(cause).__name__)
             if cause is error:
                 raise

@@ -24,6 +24,8 @@ from effnet_batch.storage import redact
 
 LOCAL: Final = "local"
 """Address of a cluster of this machine, started for the run, whatever ``RAY_ADDRESS`` says."""
+_STARTING: Final = threading.Lock()
+"""Held while Ray is started, for which this process is another for a moment."""
 _CONNECT_SECONDS: Final = 5.0
 _NO_REPORTS: Final = {
     "RAY_enable_metrics_collection": "0",
@@ -65,8 +67,9 @@ def ray_session(address: str | None) -> Iterator[bool]:
                 f"no Ray cluster at {address}: {str(error).strip().splitlines()[0]}"
             ) from error
     else:
-        _use_own_token()
-        _start_cluster()
+        with _STARTING:
+            _use_own_token()
+            _start_cluster()
     try:
         yield not address
     finally:

@@ -43,7 +43,8 @@ def run_videos(
     """
     wanted = config.to_flat().get("rows_per_part")
     rows_per_part = wanted or _MAX_VIDEOS_PER_PART
-    taper = None if wanted else Taper(placement.num_actors, min_rows=1)
+    lanes = num_decoding_lanes(placement, nodes) if placement.mode == SPLIT else placement.num_lanes
+    taper = Taper(placement.num_actors, lanes) if not wanted and placement.num_actors > 1 else None
     share = -(-run.pending.num_rows // (placement.num_actors * _UNITS_PER_ACTOR))
     for pending in run.passes():
         first = run.num_units

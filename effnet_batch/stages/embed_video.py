@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from effnet_batch.errors import ModelError
 from effnet_batch.media.preprocess import Preprocessing
 from effnet_batch.schema import video_embeddings_schema
 from effnet_batch.stages.encode import Encoder
@@ -87,7 +88,11 @@ class VideoEmbedder:
         counts.check(self.min_frames, has_tracks=num_pictures > 0, precision=precision)
         # Whole frames are one track from end to end; faces are followed within a segment.
         row["num_tracks"] = num_tracks if has_faces else 1
-        row["embedding"] = (total / num_pictures).astype(self.dtype)
+        with np.errstate(over="ignore"):
+            embedding = (total / num_pictures).astype(self.dtype)
+        if not np.isfinite(embedding).all():
+            raise ModelError(f"the model's output is not finite in {self.dtype}")
+        row["embedding"] = embedding
 
 
 def embed_video(
