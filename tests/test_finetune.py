@@ -32,7 +32,7 @@ from effnet_batch.errors import ConfigError, FingerprintError, InputError, JobEr
 from effnet_batch.models.checkpoint_info import Calibration, Thresholds
 from effnet_batch.models.checkpoints import load_checkpoint, save_checkpoint
 from effnet_batch.pipelines.finetune import Finetuned, finetune
-from effnet_batch.pipelines.finetune_videos import video_objective
+from effnet_batch.pipelines.finetune_videos import _judged, video_objective
 from effnet_batch.pipelines.score import score
 from effnet_batch.pipelines.session import ray_session
 from effnet_batch.pipelines.stored_material import stored_material
@@ -40,7 +40,7 @@ from effnet_batch.storage import Storage
 from effnet_batch.training.network import build_network
 from effnet_batch.training.objective import Objective
 from effnet_batch.training.videos import VideoObjective
-from effnet_batch.training.worker import JUDGED_FILE
+from effnet_batch.training.worker import BEST_FILE, JUDGED_FILE
 
 SETTINGS: dict[str, Any] = {
     "network": "efficientnet_lite0",
@@ -310,16 +310,23 @@ def test_training_goes_on_from_a_detector(
 
     # What was judged then is what is fitted to, however often the same command is run.
     kept = tmp_path / "more/training" / JUDGED_FILE
-    logits = json.loads(kept.read_text())
-    assert len(logits) == found.num_validated
-    validated = objective_of(stored, **{**SETTINGS, **settings}).validation
-    labels = validated["label"].to_pylist()
-    kept.write_text(json.dumps([9.0 if label else -9.0 for label in labels]))
+    said = json.loads(kept.read_text())
+    objective: Any = objective_of(stored, **{**SETTINGS, **settings})
+    labels = objective.validation["label"].to_pylist()
+    kept.write_text(json.dumps(said | {"judged": [9.0 if label else -9.0 for label in labels]}))
+    settings |= {"device": "cuda"}  # which nobody has, nor needs
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(VideoObjective, "open", None)  # nothing is judged again
         again, _ = run(stored, tmp_path / "more", **{**settings, "calibration": "temperature"})
     assert again.sha256 != found.sha256
     assert load_checkpoint(again.checkpoint).info.calibration is not None
+    # Where that is of another epoch, of an older version, or lost, it is judged anew.
+    best = load_checkpoint(str(kept.with_name(BEST_FILE)))
+    for text in (json.dumps(said | {"sha256": "0" * 64}), json.dumps([9.0] * len(labels))):
+        kept.write_text(text)
+        logits = _judged(Storage(), str(kept.parent), best, objective, Told())
+        assert logits == pytest.approx(said["judged"], abs=1e-5)
+    kept.unlink()
 
     # Every node must be able to read what is trained on, where there are several.
     asked: list[Any] = []
@@ -359,11 +366,7 @@ def test_a_loss_that_is_no_number_is_not_tried_again(stored: Path, tmp_path: Pat
     ],
 )
 def test_frames_that_a_head_cannot_be_trained_on(
-    stored: Path,
-    tmp_path: Path,
-    settings: dict[str, Any],
-    error: type[Exception],
-    message: str,
+    stored: Path, tmp_path: Path, settings: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         run(stored, tmp_path / "output", **{**HEAD, **settings})
@@ -377,12 +380,7 @@ def test_frames_that_a_head_cannot_be_trained_on(
         ("uri,label\n0gone.mp4,real\n", {}, InputError, '"fetch_error": 1'),
         ("uri,label\n00.mp4,cat\n", {}, InputError, "label 'cat'"),
         ("uri,label\n00.mp4,real\n", {"weights": None}, ConfigError, "nothing to start from"),
-        (
-            "uri,label\n00.mp4,real\n",
-            {"network": "vgg"},
-            ConfigError,
-            "allowed are .*resnet50_l",
-        ),
+        ("uri,label\n00.mp4,real\n", {"network": "vgg"}, ConfigError, "allowed are .*resnet50_l"),
     ],
 )
 def test_what_cannot_be_trained(

@@ -1,20 +1,25 @@
 """Where training workers run, and what they leave for making ready what they train on."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import ray
 from PIL import Image
+from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from test_finetune import losses
 from test_image_training import planted
 
 from effnet_batch.config import FinetuneConfig
 from effnet_batch.errors import ConfigError
-from effnet_batch.pipelines.finetune import finetune
+from effnet_batch.pipelines.finetune import _check, finetune
 from effnet_batch.pipelines.session import cluster_cpus_and_gpus, ray_session
-from effnet_batch.pipelines.training_group import choose_device
-from effnet_batch.training.feed import feed_cpus
+from effnet_batch.pipelines.training_group import _frequent_checks, choose_device
+from effnet_batch.training.feed import PIXELS_SCHEMA, feed_cpus, stream_batches
+from effnet_batch.training.plan import Step
 
 
 @pytest.mark.parametrize(
@@ -64,6 +69,7 @@ def test_where_it_is_trained(
         ([(1, 0)], 2, 0, 0.5),
         ([(1, 0)], 3, 0, 0.25),
         ([(1, 0)], 4, 0, None),
+        ([(2, 0)], 8, 0, None),
         ([(1, 1)], 1, 1, 0.75),
         # All that has GPUs may be full: the other node makes ready.
         ([(1, 4), (1, 0)], 4, 1, 1.0),
@@ -96,8 +102,29 @@ def test_groups_that_cannot_share_a_step(
         finetune("videos.csv", str(tmp_path), **{"clips_per_step": 4, **settings})
 
 
+def test_a_step_need_not_be_divided_evenly() -> None:
+    for settings in ({"num_workers": 3}, {"num_workers": 4, "min_workers": 1}):
+        _check(FinetuneConfig.from_flat({"clips_per_step": 4, **settings}))
+
+
+def test_how_often_ray_train_looks_is_said_for_a_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
+    monkeypatch.delenv(name, raising=False)
+    with _frequent_checks():
+        assert get_env_vars_to_propagate()[name] == "0.2"
+    assert name not in os.environ
+    monkeypatch.setenv(name, "7")
+    with _frequent_checks():
+        assert os.environ[name] == "7"
+    assert os.environ[name] == "7"
+
+
 @pytest.mark.slow
 def test_a_single_cpu_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def one_pixel_each(samples: pa.Table) -> pa.Table:
+        rows = [row | {"pixels": b"p", "shape": [1]} for row in samples.to_pylist()]
+        return pa.Table.from_pylist(rows, PIXELS_SCHEMA)
+
     generator = np.random.default_rng(0)
     for number in range(8):
         path = tmp_path / f"images/{'ab'[number % 2]}/{number}.png"
@@ -115,6 +142,18 @@ def test_a_single_cpu_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     }
     with ray_session(None):
         assert cluster_cpus_and_gpus() == [(1.0, 0.0)]
+
+        # Workers may come to fill the nodes that are left of a cluster: their batches are made.
+        filling: Any = ray.remote(num_cpus=1)(type("Filling", (), {})).remote()
+        ray.get(filling.__ray_ready__.remote())
+        labels, steps = [0, 1, 1, 0, 1, 0], [Step(sample=each, counts=True) for each in range(6)]
+        batches = stream_batches(
+            pa.table({"label": labels}), steps, one_pixel_each, {0: 1.0, 1: 1.0}, batch_size=2,
+            num_cpus=0.0, per_task=2,
+        )  # fmt: skip
+        assert [label for batch in batches for label in batch.labels] == labels
+        ray.kill(filling)
+
         found = finetune(str(tmp_path / "images"), str(tmp_path / "out"), **settings)
         curve = losses(tmp_path / "out")
         assert (found.num_epochs, found.num_samples, found.num_validated) == (1, 6, 2)

@@ -1,6 +1,8 @@
 """What a training worker does and keeps of an epoch, without Ray."""
 
 import errno
+import hashlib
+import json
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +23,7 @@ from effnet_batch.training import worker
 from effnet_batch.training.trainer import Trainer
 from effnet_batch.training.worker import (
     BEST_FILE,
+    JUDGED_FILE,
     METRICS_FILE,
     TrainTask,
     _History,
@@ -57,6 +60,14 @@ def keep_epoch(task: TrainTask, trainer: Trainer, metric: float) -> None:
     trainer.epoch += 1
     history = _History("auc", [line_of(trainer.epoch, metric, 0.5)])
     _keep(Storage(), task, trainer, history, [metric])
+
+
+def test_what_was_judged_says_of_which_checkpoint(tmp_path: Path) -> None:
+    trainer, task = make_trainer(TINY), task_in(tmp_path)
+    keep_epoch(task, trainer, 0.6)
+    said = json.loads((tmp_path / JUDGED_FILE).read_text())
+    sha256 = hashlib.sha256((tmp_path / BEST_FILE).read_bytes()).hexdigest()
+    assert said == {"sha256": sha256, "judged": [0.6]}
 
 
 def test_a_full_disk_leaves_earlier_checkpoints(

@@ -173,7 +173,8 @@ class TrainingClusterSettings(ActorSettings):
     num_workers: int = setting(1, "Processes that train together, one a GPU.", minimum=1)
     min_workers: int | None = setting(
         None,
-        "Least of them that train on where nodes are lost, until there are new ones; default: all.",
+        "Least of them that train on where nodes are lost. The epoch begins anew then, and when "
+        "new nodes join in, which is at most every ten minutes. Default: all.",
         minimum=1,
     )
     max_worker_failures: int = setting(3, "Deaths of workers that a run survives.", minimum=0)

@@ -103,11 +103,13 @@ def finetune(
         OutputLock(storage, join(root, "_lock.json"), new_run_id()),
         ray_session(config.group(ActorSettings).address),
     ):
-        device = choose_device(config, cluster_cpus_and_gpus())
+        folder = join(root, TRAINING_FOLDER)
+        if not storage.exists(join(folder, METRICS_FILE)):
+            # Hours of preparing are not begun for a training that will be refused.
+            choose_device(config, cluster_cpus_and_gpus())
         objective, left_out = _objective(manifest, root, config, storage, reporter)
         for reason, count in sorted(left_out.items()):
             reporter.warning(f"{count:,} {objective.NOUN}s are left out: {reason}")
-        folder = join(root, TRAINING_FOLDER)
         with tracked(
             config.tracking.track,
             storage,
@@ -119,14 +121,15 @@ def finetune(
             task = TrainTask(
                 objective=objective,
                 folder=folder,
-                device=device,
+                device="cpu",  # chosen only where training goes on
                 nodes=cluster_cpus_and_gpus,
                 messages=None,
             )
             if is_ended(storage, task):
                 reporter.message("all is trained already")
             else:
-                train(config, task, reporter)
+                device = choose_device(config, cluster_cpus_and_gpus())
+                train(config, dataclasses.replace(task, device=device), reporter)
         target = join(root, MODEL_FILE)
         if isinstance(objective, VideoObjective):
             sha256 = export_detector(storage, folder, target, objective, config, reporter)

@@ -1,15 +1,18 @@
 """Fine-tuning on videos: what is trained on, and the detector that comes of it."""
 
+import contextlib
 import dataclasses
 import json
+from collections.abc import Sequence
 
 import numpy as np
 
 from effnet_batch.config import FinetuneConfig
+from effnet_batch.errors import FetchError
 from effnet_batch.evaluation.calibration import fit_calibration
 from effnet_batch.evaluation.metrics import Detections, threshold_at_fpr
 from effnet_batch.models.checkpoint_info import Calibration, CheckpointInfo, Thresholds
-from effnet_batch.models.checkpoints import load_checkpoint, save_checkpoint
+from effnet_batch.models.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from effnet_batch.pipelines.material import Material, count_classes, samples_of, split_videos
 from effnet_batch.pipelines.progress import Reporter
 from effnet_batch.pipelines.splits import training_fingerprint
@@ -76,10 +79,30 @@ def export_detector(
         The SHA-256 of the file.
     """
     found = load_checkpoint(join(folder, BEST_FILE), storage=storage)
-    logits = np.array(json.loads(storage.read(join(folder, JUDGED_FILE))), np.float64)
+    logits = np.array(_judged(storage, folder, found, objective, reporter), np.float64)
     labels = objective.validation["label"].to_numpy()
     info = _fitted(found.info, logits, labels, config, reporter)
     return save_checkpoint(target, found.model, info, storage=storage)
+
+
+def _judged(
+    storage: Storage,
+    folder: str,
+    best: Checkpoint,
+    objective: VideoObjective,
+    reporter: Reporter,
+) -> Sequence[float]:
+    """Returns the best checkpoint's logits of what is validated on, computed if none were kept."""
+    with contextlib.suppress(FetchError, ValueError, KeyError, TypeError):
+        kept = json.loads(storage.read(join(folder, JUDGED_FILE)))
+        if kept["sha256"] == best.sha256:
+            logits: list[float] = kept["judged"]
+            return logits
+    reporter.message("judging again what is validated on: no logits of the best epoch were kept")
+    # Nothing is trained on here.
+    validation = dataclasses.replace(objective, samples=objective.samples.slice(0, 0))
+    clips = validation.open(storage, feed_cpus=0.0)
+    return clips.judge(best.model, objective.validation, device="cpu")
 
 
 def _fitted(

@@ -15,6 +15,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import (
     PlacementGroupCleanerCallback,
 )
+from ray.train.v2.api.config import ScalingConfig
 
 from effnet_batch.capacity import num_fitting
 from effnet_batch.config import FinetuneConfig
@@ -30,6 +31,10 @@ from effnet_batch.training.worker import TrainTask, train_worker
 _POLL_SECONDS: Final = 0.5
 _CHECK_SECONDS: Final = 0.2
 """How often Ray Train looks at its workers, who wait for that at the end of every epoch."""
+_CHECK_VARIABLE: Final = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
+_RESIZE_SECONDS: Final = 600.0
+"""How long a group trains at least before new nodes join in, for which it repeats the epoch: nodes
+that come and go must not keep it from ever ending one."""
 
 
 def choose_device(config: FinetuneConfig, nodes: Sequence[tuple[float, float]]) -> str:
@@ -129,6 +134,19 @@ def _group_size(config: FinetuneConfig) -> Any:
     return most if least in (None, most) else (least, most)
 
 
+@contextlib.contextmanager
+def _frequent_checks() -> Iterator[None]:
+    """Sets `_CHECK_SECONDS` for a run, unless the user says how often."""
+    if _CHECK_VARIABLE in os.environ:
+        yield
+        return
+    os.environ[_CHECK_VARIABLE] = str(_CHECK_SECONDS)
+    try:
+        yield
+    finally:
+        del os.environ[_CHECK_VARIABLE]
+
+
 class _Trainer(TorchTrainer):
     """Trainer that does without what waits for a dashboard where there is none."""
 
@@ -147,14 +165,14 @@ def train(config: FinetuneConfig, task: TrainTask, reporter: Reporter) -> None:
         JobError: it failed more often than allowed, or for a reason that will not go away.
     """
     use_gpu = task.device == "cuda"
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(_CHECK_SECONDS))
     with _messages(reporter) as board, tempfile.TemporaryDirectory() as folder:
         trainer = _Trainer(
             train_worker,
             train_loop_config={"task": dataclasses.replace(task, messages=board)},
             torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-            scaling_config=ray.train.ScalingConfig(
+            scaling_config=ScalingConfig(
                 num_workers=_group_size(config),
+                elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
                 use_gpu=use_gpu,
                 resources_per_worker={"CPU": WORKER_CPUS, **({"GPU": 1} if use_gpu else {})},
             ),
@@ -168,7 +186,7 @@ def train(config: FinetuneConfig, task: TrainTask, reporter: Reporter) -> None:
             ),
         )
         try:
-            with kept_sigint():
+            with kept_sigint(), _frequent_checks():
                 trainer.fit()
         except Exception as error:
             cause = cause_of(error)

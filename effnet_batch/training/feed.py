@@ -123,7 +123,7 @@ def stream_batches(
         feed: makes rows of `PIXELS_SCHEMA` of them.
         weights: of each label.
         batch_size: samples of a batch.
-        num_cpus: that a task asks for.
+        num_cpus: that a task asks for; those that ask for none are made one after the other.
         per_task: samples that are made together; no number depends on it.
     """
     order = samples.take([step.sample for step in steps])
@@ -137,7 +137,11 @@ def stream_batches(
     blocks = [order.slice(start, per_task) for start in range(0, len(order), per_task)]
     # `from_arrow` would ask tasks of a whole CPU each what is in them.
     made = from_blocks(blocks).map_batches(
-        cast("Any", feed), batch_size=None, batch_format="pyarrow", num_cpus=num_cpus
+        cast("Any", feed),
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=num_cpus,
+        compute=ray.data.TaskPoolStrategy(size=None if num_cpus else 1),
     )
     waiting: list[dict[str, Any]] = []
     for block in made.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):

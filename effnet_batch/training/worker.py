@@ -1,6 +1,7 @@
 """The train loop that Ray Train runs on every worker."""
 
 import dataclasses
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -12,7 +13,7 @@ import ray.train
 import torch
 import torch.distributed as dist
 
-from effnet_batch.errors import ConfigError, FetchError, FingerprintError, JobError, OutageError
+from effnet_batch.errors import FetchError, FingerprintError, JobError, OutageError
 from effnet_batch.storage import Storage, join
 from effnet_batch.training.events import event_file, event_file_name, points_of
 from effnet_batch.training.feed import feed_cpus
@@ -23,7 +24,8 @@ from effnet_batch.training.trainer import Trainer, class_weights
 METRICS_FILE: Final = "metrics.jsonl"
 BEST_FILE: Final = "best.safetensors"
 JUDGED_FILE: Final = "best-judged.json"
-"""What its model made of every row of what is validated on, as `Examples.judge` returns it."""
+"""``judged``: what its model made of every row of what is validated on, as `Examples.judge` returns
+it; ``sha256``: of that model's file, which is another one where a run broke off between the two."""
 EVENTS_FOLDER: Final = "events"
 """TensorBoard's files, in a folder for each run that was trained here, named by fingerprint."""
 
@@ -151,18 +153,12 @@ def _train(task: TrainTask) -> None:
 
 
 def _feed_cpus(task: TrainTask, num_workers: int) -> float:
-    """Returns what tasks beside the workers may ask for on the cluster as it is by now.
+    """Returns what tasks beside the workers ask for on the cluster as it is by now.
 
-    Raises:
-        ConfigError: nothing; they would be waited for without end.
+    That is nothing where the workers fill the nodes that are left of it: they train on slowly.
     """
     share = feed_cpus(task.nodes(), num_workers, gpus=float(task.device != "cpu"))
-    if share is None:
-        raise ConfigError(
-            f"{num_workers} training workers leave nothing of the cluster's CPUs for making ready "
-            "what they train on; lower --num-workers, or add CPUs"
-        )
-    return share
+    return 0.0 if share is None else share
 
 
 class _Epoch:
@@ -289,7 +285,8 @@ def _keep(
     storage.write(join(events, event_file_name(trainer.epoch)), event_file(points))
     if history.epochs_since_best == 0:
         data = task.objective.checkpoint(trainer.judged)
-        storage.write(join(task.folder, JUDGED_FILE), json.dumps(judged).encode())
+        said = {"sha256": hashlib.sha256(data).hexdigest(), "judged": judged}
+        storage.write(join(task.folder, JUDGED_FILE), json.dumps(said).encode())
         storage.write(join(task.folder, BEST_FILE), data)
     storage.write(_state_uri(task, trainer.epoch), trainer.save())
     if trainer.epoch > _STATES_KEPT:
