@@ -1,7 +1,10 @@
 """A cluster of this machine: what is started for a run, and what is not."""
 
+import atexit
 import contextlib
+import os
 import socket
+import time
 from pathlib import Path
 
 import psutil
@@ -28,3 +31,19 @@ def test_a_cluster_of_this_machine_has_what_it_needs_and_waits_for_no_port() -> 
     assert {"gcs_server", "raylet"} <= started
     assert not NOT_NEEDED & started
     assert "Failed to bind" not in told
+
+
+def test_a_worker_that_cannot_end_ends_with_its_cluster() -> None:
+    @ray.remote
+    class Worker:
+        def hang_at_the_end(self) -> int:
+            atexit.register(time.sleep, 3600)
+            return os.getpid()
+
+    with ray_session(None):
+        actor = Worker.remote()
+        worker = psutil.Process(ray.get(actor.hang_at_the_end.remote()))
+        ray.wait([actor.__ray_terminate__.remote()], timeout=5)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        worker.wait(timeout=30)
+    assert not worker.is_running()

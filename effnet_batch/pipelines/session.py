@@ -17,6 +17,7 @@ import psutil
 import ray
 import ray.data
 from ray._private import node, parameter, utils
+from ray._private.ray_constants import PROCESS_TYPE_RAYLET
 from ray._raylet import Config, setproctitle  # type: ignore[attr-defined]
 
 from effnet_batch.errors import ConfigError, JobError
@@ -27,6 +28,8 @@ LOCAL: Final = "local"
 _STARTING: Final = threading.Lock()
 """Held while Ray is started, for which this process is another for a moment."""
 _CONNECT_SECONDS: Final = 5.0
+_LINGER_SECONDS: Final = 1.0
+"""Workers end in less than this once their node has."""
 _NO_REPORTS: Final = {
     "RAY_enable_metrics_collection": "0",
     "RAY_task_events_report_interval_ms": "0",
@@ -120,14 +123,26 @@ def _start_cluster() -> None:
 
 
 class _LeanNode(node.Node):
-    """Node of a cluster of this machine, without the server of a dashboard that it does not have.
-
-    Ray would start it all the same, and wait for it.
-    """
+    """Node of a cluster of this machine, that starts no more than it needs and leaves nothing."""
 
     def start_api_server(self, **_: Any) -> None:
-        """Starts nothing."""
+        """Starts nothing: Ray would start a server of dashboards all the same, and wait for it."""
         self._webui_url = ""
+
+    def kill_all_processes(self, *arguments: Any, **settings: Any) -> None:
+        """Ends all of the node, also workers that wait for themselves for ever as they end.
+
+        Ray's may, in the destructor of its publisher, and nobody is left then who would end them.
+        """
+        workers: list[psutil.Process] = []
+        for raylet in self.all_processes.get(PROCESS_TYPE_RAYLET, []):
+            with contextlib.suppress(psutil.Error):
+                workers += psutil.Process(raylet.process.pid).children(recursive=True)
+        super().kill_all_processes(*arguments, **settings)
+        _, left = psutil.wait_procs(workers, timeout=_LINGER_SECONDS)
+        for worker in left:
+            with contextlib.suppress(psutil.Error):
+                worker.kill()
 
 
 @contextlib.contextmanager
