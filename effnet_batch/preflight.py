@@ -23,7 +23,7 @@ from effnet_batch.sink import OutputPaths
 from effnet_batch.storage import Storage, join, redact, scheme_of
 from effnet_batch.storage.uris import LOCAL, WEB_SCHEMES
 
-_STORAGE_SECONDS: Final = 15.0
+_STORAGE_SECONDS: Final = 10.0
 """Longer is no answer of a node's storage."""
 _SLOW_SECONDS: Final = 15.0
 """After so long it is said which nodes are waited for."""
