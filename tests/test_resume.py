@@ -61,7 +61,8 @@ def test_fused_runs_survive_dead_drivers_and_actors(tmp_path: Path, place: Place
     by_run = Counter(tar["run_id"].to_pylist())
     num_before = sum(part in snapshots[3] for part in tar["part"].to_pylist())
     assert 0 < num_before < NUM_TWINS
-    assert by_run[max(by_run)] == NUM_TWINS - num_before
+    # What was on its way to the server when the machine died may be there later than the snapshot.
+    assert 0 < by_run[max(by_run)] <= NUM_TWINS - num_before
 
 
 @pytest.mark.slow
