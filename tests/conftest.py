@@ -85,6 +85,20 @@ def start_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], 
         server.close()
 
 
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Runs the command in this process; gives (exit code, all that it said)."""
+    from effnet_batch.cli import main
+
+    def run_command(*args: str) -> tuple[int, str]:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main(list(args), prog_name="effnet-batch")
+        return int(caught.value.code or 0), "".join(capfd.readouterr())
+
+    return run_command
+
+
 @pytest.fixture(scope="session")
 def face_model() -> bytes:
     """The face detector's model file, from where CONTRIBUTING.md says."""

@@ -11,23 +11,8 @@ import pytest
 from photographs import write_small_jpegs
 from s3_server import S3Server
 
-from effnet_batch.cli import main
-
 SECRET = "SENTINELsecret42"
 Run = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command in this process; gives (exit code, all that it said)."""
-
-    def run_command(*args: str) -> tuple[int, str]:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main(list(args), prog_name="effnet-batch")
-        return int(caught.value.code or 0), "".join(capfd.readouterr())
-
-    return run_command
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from manifest_tables import write_manifest
 from scored_output import video_row, write_output
 
 import effnet_batch
-from effnet_batch.cli import main
 from effnet_batch.errors import DecodeError, InputError, OutageError
 from effnet_batch.ledger import Ledger, read_frames_of
 from effnet_batch.pipelines.failures import cause_of
@@ -21,19 +20,6 @@ from effnet_batch.storage import Storage
 
 NUM_VIDEOS = 40
 Run = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command in this process; gives (exit code, all that it said)."""
-
-    def run_command(*args: str) -> tuple[int, str]:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main(list(args), prog_name="effnet-batch")
-        return int(caught.value.code or 0), "".join(capfd.readouterr())
-
-    return run_command
 
 
 @pytest.fixture
