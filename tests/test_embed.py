@@ -214,6 +214,19 @@ def test_split_placement_and_float16_give_the_same_numbers(
     assert verify(str(tmp_path / "out"), is_deep=True).is_proven
 
 
+def test_parts_are_whole_batches_and_the_actors_have_some_each(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for index in range(600):
+        (tmp_path / "in" / f"{index:03}.jpg").write_bytes(IMAGES[index % NUM_IMAGES])
+    settings: dict[str, Any] = {**MODEL, "weights": "random", "image_size": 32, "num_actors": 1}
+    # A batch that is larger than a part should be, as they are on cards, makes no part larger.
+    for batch_size, wanted in ((32, [160, 160, 160, 120]), (500, [256, 256, 88])):
+        output = tmp_path / f"out-{batch_size}"
+        effnet_batch.embed(str(tmp_path / "in"), str(output), batch_size=batch_size, **settings)
+        parts = sorted((output / "data").iterdir())
+        assert [pq.read_metadata(part).num_rows for part in parts] == wanted
+
+
 def test_a_glob_a_manifest_a_limit_and_a_run_with_nothing_to_do(
     tmp_path: Path, folder: Path
 ) -> None:

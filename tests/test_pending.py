@@ -169,7 +169,7 @@ def test_an_empty_manifest_has_nothing_to_do() -> None:
         max_size=40,
     ),
     st.integers(1, 12),
-    st.none() | st.builds(Taper, st.integers(1, 4), st.integers(1, 4)),
+    st.none() | st.builds(Taper, *[st.integers(1, 4)] * 3),
 )
 def test_units_hold_every_source_in_order_within_their_bound(
     sources: list[tuple[str, int | None]], rows_per_part: int, taper: Taper | None
@@ -203,6 +203,8 @@ def test_the_last_units_are_smaller_so_that_actors_end_together() -> None:
     table = pa.table({"kind": [KIND_IMAGE] * 120, "size_bytes": pa.nulls(120, pa.int64())})
     units = cut_units(table, 15, taper=Taper(num_actors=2, min_rows=3))
     assert [len(unit) for unit in units] == [15, 15, 15, 15, 15, 12, 9, 6, 5, 4, 3, 3, 3]
+    whole = cut_units(table, 16, taper=Taper(num_actors=2, min_rows=3, multiple_of=4))
+    assert [len(unit) for unit in whole] == [16, 16, 16, 16, 16, 12, 8, 8, 4, 4, 4]
 
 
 def test_what_is_read_to_try_a_node() -> None:

@@ -20,7 +20,7 @@ from effnet_batch.pipelines.embed_graphs import embed_graph
 from effnet_batch.pipelines.embed_workers import EmbedTask
 from effnet_batch.pipelines.graphs import run_units
 from effnet_batch.pipelines.open_images import open_decoder
-from effnet_batch.pipelines.pending import Taper, cut_units
+from effnet_batch.pipelines.pending import Taper, cut_units, round_up
 from effnet_batch.pipelines.placement import Placement, resolve_placement
 from effnet_batch.pipelines.progress import Reporter, Silent
 from effnet_batch.pipelines.resolution import Nodes, resolved_run
@@ -35,7 +35,8 @@ from effnet_batch.stages.records import Stamp
 _MAX_ROWS_PER_PART = 5_000
 _MIN_ROWS_PER_PART = 128
 _UNITS_PER_ACTOR = 4
-"""Few units let an actor run on; with fewer still, the last ones would leave others idle."""
+"""Between two units an actor's lanes stand still for a moment, so few let it run on; with fewer
+still, the last ones would leave others idle."""
 
 
 def embed(
@@ -105,6 +106,9 @@ def _embed_pending(run: Run, config: EmbedConfig, resolved: Resolved, nodes: Nod
     placement = resolve_placement(
         config.cluster, resolved.engine, nodes, decodes_on_gpu=resolved.gpu_decode
     )
+    # A unit's last batch is filled up to what the engine takes at once. Of the large batches of a
+    # card a part is enough for it, and whole ones would leave other cards without any.
+    multiple_of = min(resolved.engine.batch_size, _MIN_ROWS_PER_PART)
     task = EmbedTask(
         config=config,
         storage=run.storage.options,
@@ -112,11 +116,11 @@ def _embed_pending(run: Run, config: EmbedConfig, resolved: Resolved, nodes: Nod
         run_id=run.run_id,
         resolved=resolved,
         num_lanes=placement.num_lanes,
-        rows_per_part=_rows_per_part(run.pending.num_rows, config, placement),
+        rows_per_part=_rows_per_part(run.pending.num_rows, config, placement, multiple_of),
     )
     taper = None
     if config.output.rows_per_part is None and placement.num_actors > 1:
-        taper = Taper(placement.num_actors, _MIN_ROWS_PER_PART)
+        taper = Taper(placement.num_actors, _MIN_ROWS_PER_PART, multiple_of)
     for pending in run.passes():
         units = list(cut_units(pending, task.rows_per_part, first_unit=run.num_units, taper=taper))
         bounded = placement.bounded(len(units))
@@ -150,12 +154,12 @@ def describe(resolved: Resolved, placement: Placement) -> str:
     )
 
 
-def _rows_per_part(num_pending: int, config: EmbedConfig, placement: Placement) -> int:
-    """Returns how many sources make a part: enough to be no crumb, few enough to lose little.
-
-    Between two units an actor's lanes stand still for some tenths of a second.
-    """
+def _rows_per_part(
+    num_pending: int, config: EmbedConfig, placement: Placement, multiple_of: int
+) -> int:
+    """Returns how many sources make a part: enough to be no crumb, few enough to lose little."""
     if config.output.rows_per_part is not None:
         return config.output.rows_per_part
-    share: int = -(-num_pending // (placement.num_actors * _UNITS_PER_ACTOR))
-    return max(_MIN_ROWS_PER_PART, min(_MAX_ROWS_PER_PART, share))
+    share = round_up(-(-num_pending // (placement.num_actors * _UNITS_PER_ACTOR)), multiple_of)
+    most = _MAX_ROWS_PER_PART // multiple_of * multiple_of
+    return max(round_up(_MIN_ROWS_PER_PART, multiple_of), min(most, share))

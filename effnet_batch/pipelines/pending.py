@@ -1,7 +1,8 @@
 """What is still to do: the manifest without what the ledger shows as done, cut into units.
 
 A unit is what one task reads; its parts are named after it. Units are cut by counts and sizes of
-the manifest and the number of actors, when a run starts, so that they do not depend on timing.
+the manifest, the number of actors and the model's batch size, when a run starts, so that they do
+not depend on timing.
 """
 
 import collections
@@ -185,10 +186,18 @@ class Taper:
     num_actors: int
     min_rows: int
     """What is smaller than this costs more than it evens out."""
+    multiple_of: int = 1
+    """Units have a multiple of so many rows, such as whole batches, beside the last one."""
 
     def bound(self, num_left: int) -> int:
         """Returns the most rows of the next unit: half of what each actor has left to do."""
-        return max(self.min_rows, -(-num_left // (2 * self.num_actors)))
+        half = -(-num_left // (2 * self.num_actors))
+        return round_up(max(self.min_rows, half), self.multiple_of)
+
+
+def round_up(number: int, multiple_of: int) -> int:
+    """Returns the smallest multiple that is no less."""
+    return -(-number // multiple_of) * multiple_of
 
 
 def cut_units(
