@@ -1,40 +1,27 @@
 """Connecting to Ray quietly: this machine, or a cluster that the user names."""
 
 import contextlib
-import functools
 import logging
 import os
-import secrets
 import signal
 import socket
 import threading
 import warnings
 from collections.abc import Iterator
-from typing import Any, Final
-from unittest import mock
+from typing import Final
 
 import psutil
 import ray
 import ray.data
-from ray._private import node, parameter, utils
-from ray._private.ray_constants import PROCESS_TYPE_RAYLET
-from ray._raylet import Config, setproctitle  # type: ignore[attr-defined]
+from ray._raylet import setproctitle  # type: ignore[attr-defined]
 
-from effnet_batch.errors import ConfigError, JobError
+from effnet_batch.errors import ConfigError
+from effnet_batch.pipelines.local_cluster import local_cluster
 from effnet_batch.storage import redact
 
 LOCAL: Final = "local"
 """Address of a cluster of this machine, started for the run, whatever ``RAY_ADDRESS`` says."""
-_STARTING: Final = threading.Lock()
-"""Held while Ray is started, for which this process is another for a moment."""
 _CONNECT_SECONDS: Final = 5.0
-_LINGER_SECONDS: Final = 1.0
-"""Workers end in less than this once their node has."""
-_NO_REPORTS: Final = {
-    "RAY_enable_metrics_collection": "0",
-    "RAY_task_events_report_interval_ms": "0",
-}
-"""What every process of a cluster reports each second, and nobody reads where no dashboard is."""
 
 
 @contextlib.contextmanager
@@ -60,23 +47,29 @@ def ray_session(address: str | None) -> Iterator[bool]:
     address = address or os.environ.get("RAY_ADDRESS")
     if address == LOCAL:
         address = None
-    if address:
-        _check_answers(address)
-        try:
-            with _kept_sigterm():
-                ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ConfigError(
-                f"no Ray cluster at {address}: {str(error).strip().splitlines()[0]}"
-            ) from error
-    else:
-        with _STARTING:
-            _use_own_token()
-            _start_cluster()
-    try:
+    with contextlib.ExitStack() as stack:
+        with _kept_sigterm():
+            if address:
+                _connect(address)
+                stack.callback(ray.shutdown)
+            else:
+                stack.enter_context(local_cluster())
         yield not address
-    finally:
-        ray.shutdown()
+
+
+def _connect(address: str) -> None:
+    """Connects to a cluster that runs.
+
+    Raises:
+        ConfigError: none answers at the address.
+    """
+    _check_answers(address)
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"no Ray cluster at {address}: {str(error).strip().splitlines()[0]}"
+        ) from error
 
 
 def _check_answers(address: str) -> None:
@@ -92,81 +85,6 @@ def _check_answers(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise ConfigError(f"no Ray cluster at {address}: {error}") from error
-
-
-def _start_cluster() -> None:
-    """Starts a cluster of this machine.
-
-    Raises:
-        JobError: it does not come up, as on a machine that is far too busy.
-    """
-    before = os.environ.copy()
-    os.environ.update({name: before.get(name, value) for name, value in _NO_REPORTS.items()})
-    # Every worker warns of something on starting, and would not start.
-    os.environ.pop("PYTHONWARNINGS", None)
-    try:
-        with _kept_sigterm(), _lean_node():
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-            )
-    except Exception as error:  # Ray raises nothing narrower
-        raise JobError(f"Ray did not start on this machine: {error}") from error
-    finally:
-        for name in [*_NO_REPORTS, "PYTHONWARNINGS"]:
-            if name in before:
-                os.environ[name] = before[name]
-            else:
-                os.environ.pop(name, None)
-
-
-class _LeanNode(node.Node):
-    """Node of a cluster of this machine, that starts no more than it needs and leaves nothing."""
-
-    def start_api_server(self, **_: Any) -> None:
-        """Starts nothing: Ray would start a server of dashboards all the same, and wait for it."""
-        self._webui_url = ""
-
-    def kill_all_processes(self, *arguments: Any, **settings: Any) -> None:
-        """Ends all of the node, also workers that wait for themselves for ever as they end.
-
-        Ray's may, in the destructor of its publisher, and nobody is left then who would end them.
-        """
-        workers: list[psutil.Process] = []
-        for raylet in self.all_processes.get(PROCESS_TYPE_RAYLET, []):
-            with contextlib.suppress(psutil.Error):
-                workers += psutil.Process(raylet.process.pid).children(recursive=True)
-        super().kill_all_processes(*arguments, **settings)
-        _, left = psutil.wait_procs(workers, timeout=_LINGER_SECONDS)
-        for worker in left:
-            with contextlib.suppress(psutil.Error):
-                worker.kill()
-
-
-@contextlib.contextmanager
-def _lean_node() -> Iterator[None]:
-    """Has `ray.init` start a node with no more processes than a run on this machine needs.
-
-    There is nothing to scale, nobody to hand the workers' logs on to, and no dashboard to serve:
-    the agent is the one of a Ray without the dashboard's packages. It takes any port that is free.
-    The one that Ray names is taken where another cluster runs or has just ended, and every start
-    would wait for seconds before it does without.
-    """
-    settings: dict[str, Any] = {
-        "dashboard_agent_listen_port": 0,
-        "include_log_monitor": False,
-        "no_monitor": True,
-    }
-    with (
-        mock.patch.object(
-            parameter, "RayParams", functools.partial(parameter.RayParams, **settings)
-        ),
-        mock.patch.object(node, "Node", _LeanNode),
-        mock.patch.object(utils, "get_dashboard_dependency_error", ImportError),
-    ):
-        yield
 
 
 @contextlib.contextmanager
@@ -211,17 +129,6 @@ def _hide_secrets_of_command_line() -> None:
     command = " ".join(psutil.Process().cmdline())
     if (hidden := redact(command)) != command:
         setproctitle(hidden)
-
-
-def _use_own_token() -> None:
-    """Gives a cluster of this machine a token of its own, with no file in the home folder.
-
-    The variables stay: the driver needs the token for as long as it is connected.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if "RAY_AUTH_MODE" not in os.environ:
-        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(16))
-        Config.initialize("")  # Ray read the mode when it was imported; it reads it again here
 
 
 def _quieten() -> None:
