@@ -92,7 +92,7 @@ def test_a_job_outlives_its_driver_a_stop_and_its_nodes(site, ray_tmp_dir, monke
     before, mark = struck, site.s3.access_log.mark()
     _, one, two, three = site.nodes.nodes[: NUM_WORKERS + 1]
     assert one.kill("ray::MapWorker")  # a model actor
-    assert two.kill("ray::IDLE", "ray::ProgressBoard", "ray::MapWorker", "ray::_run_errand")
+    assert two.kill("ray::IDLE", "ray::MapWorker", "ray::_run_errand")
     struck = site.strike("lives", 1)
     assert not read_again()
     before, mark = struck, site.s3.access_log.mark()

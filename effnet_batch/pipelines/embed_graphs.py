@@ -13,6 +13,7 @@ from effnet_batch.pipelines.embed_workers import (
 )
 from effnet_batch.pipelines.graphs import RETRIES, Graph, actor_arguments, actor_graph
 from effnet_batch.pipelines.placement import FUSED, Placement
+from effnet_batch.pipelines.progress import ProgressBoard
 
 _COMMITS_PER_ACTOR: Final = 2
 """Parts that are written at once while an actor makes the next."""
@@ -26,7 +27,7 @@ def embed_graph(task: EmbedTask, placement: Placement) -> Graph:
 
 
 def _split(
-    units: ray.data.Dataset, task: EmbedTask, placement: Placement, board: Any
+    units: ray.data.Dataset, task: EmbedTask, placement: Placement, board: ProgressBoard
 ) -> ray.data.Dataset:
     # Order is part of a re-execution repeating itself: parts are cut from consecutive rows.
     units.context.execution_options.preserve_order = True

@@ -18,6 +18,7 @@ from effnet_batch.models.sequence_config import SequenceConfig
 from effnet_batch.pipelines.drift import Drift, Judged, class_scores, measure_drift
 from effnet_batch.pipelines.drift_videos import EncoderKeeper, golden_rows, golden_task
 from effnet_batch.pipelines.placement import resolve_placement
+from effnet_batch.pipelines.progress import ProgressBoard
 from effnet_batch.pipelines.resolution import resolved_run
 from effnet_batch.pipelines.resolve import Resolved, load, load_chosen, resolve
 from effnet_batch.pipelines.run import Run
@@ -113,7 +114,7 @@ class EmbedVideosTask(VideoTask):
 class EmbedVideosWorker(VideoWorker):
     """Actor that embeds videos and commits the vectors."""
 
-    def __init__(self, task: EmbedVideosTask, board: Any) -> None:
+    def __init__(self, task: EmbedVideosTask, board: ProgressBoard) -> None:
         super().__init__(task, board)
         self._embedder = build_embedder(task, load_chosen(task.config, task.resolved))
 

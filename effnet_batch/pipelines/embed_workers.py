@@ -11,7 +11,7 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,7 @@ from effnet_batch.media.card_image import CardDecoder
 from effnet_batch.models.engine import Engine
 from effnet_batch.pipelines.metrics import publish_clock
 from effnet_batch.pipelines.open_images import image_limits, open_decoder
-from effnet_batch.pipelines.progress import UnitProgress
+from effnet_batch.pipelines.progress import ProgressBoard, UnitProgress
 from effnet_batch.pipelines.resolution import build_chosen_engine
 from effnet_batch.pipelines.resolve import Resolved, load_chosen
 from effnet_batch.pipelines.units import Task, part_writer, read_unit, receipt
@@ -75,7 +75,7 @@ class EmbedTask(Task):
 class FusedWorker:
     """Actor of the fused graph."""
 
-    def __init__(self, task: EmbedTask, board: Any) -> None:
+    def __init__(self, task: EmbedTask, board: ProgressBoard) -> None:
         self._task = task
         self._board = board
         self._storage = Storage(task.storage)
@@ -125,7 +125,7 @@ class FusedWorker:
             yield decode_watched
 
 
-def decode_unit(unit: pa.Table, *, task: EmbedTask, board: Any) -> Iterator[pa.Table]:
+def decode_unit(unit: pa.Table, *, task: EmbedTask, board: ProgressBoard) -> Iterator[pa.Table]:
     """Task of the split graph: reads and decodes a unit.
 
     Yields:
@@ -217,7 +217,7 @@ def _embed(batch: DecodedBatch, engine: Engine, task: EmbedTask, clock: StageClo
 
 
 def _read(
-    task: EmbedTask, unit: pa.Table, storage: Storage, guard: OutageGuard, board: Any
+    task: EmbedTask, unit: pa.Table, storage: Storage, guard: OutageGuard, board: ProgressBoard
 ) -> Iterator[Item]:
     max_bytes = task.config.limits.max_image_bytes
     return read_unit(task, unit, storage, guard, board, max_bytes=max_bytes)

@@ -9,7 +9,7 @@ import ray.data
 from ray.util.annotations import RayDeprecationWarning
 
 from effnet_batch.pipelines.placement import Placement
-from effnet_batch.pipelines.progress import poll_board, start_board
+from effnet_batch.pipelines.progress import ProgressBoard, poll_board
 from effnet_batch.pipelines.run import Run
 from effnet_batch.pipelines.units import Task
 
@@ -19,7 +19,7 @@ _ACTOR_RETRIES: Final = 10
 """The same for a unit in an actor, where one death may cost several tries: those of the units that
 wait behind it, and those that Ray sends to the actor before it knows that it is dead."""
 
-Graph = Callable[[ray.data.Dataset, Any], ray.data.Dataset]
+Graph = Callable[[ray.data.Dataset, ProgressBoard], ray.data.Dataset]
 """From a dataset of units, a block each, and the progress board to one of receipts."""
 
 
@@ -53,7 +53,7 @@ def actor_arguments(placement: Placement, num_calls: int = 1) -> dict[str, Any]:
 def actor_graph(worker: type, task: Task, placement: Placement, *, num_calls: int = 1) -> Graph:
     """Returns the graph of one step: an actor does, or has done, all there is to do with a unit."""
 
-    def graph(units: ray.data.Dataset, board: Any) -> ray.data.Dataset:
+    def graph(units: ray.data.Dataset, board: ProgressBoard) -> ray.data.Dataset:
         return units.map_batches(
             worker,
             fn_constructor_kwargs={"task": task, "board": board},
@@ -71,7 +71,7 @@ def run_units(run: Run, units: list[pa.Table], graph: Graph) -> None:
     Raises:
         ray.exceptions.RayError: a worker raised or died too often.
     """
-    board = start_board()
+    board = ProgressBoard()
     run.num_units += len(units)
     total, before = run.num_pending_records(), run.num_taken()
     with poll_board(board, run.reporter, total, run.take_incomplete, before):

@@ -14,7 +14,7 @@ from effnet_batch.media.preprocess import Preprocessing
 from effnet_batch.models.engine import EngineChoice
 from effnet_batch.pipelines.placement import resolve_placement
 from effnet_batch.pipelines.prepare_images import JOB, ResolvedImages, prepare_images
-from effnet_batch.pipelines.progress import Reporter
+from effnet_batch.pipelines.progress import ProgressBoard, Reporter
 from effnet_batch.pipelines.resolution import Resolution, library_versions, resolved_run
 from effnet_batch.pipelines.run import Run, open_run, storage_options
 from effnet_batch.pipelines.video_workers import VideoTask, VideoWorker
@@ -111,7 +111,7 @@ class PrepareWorker(VideoWorker):
 
     task: PrepareTask
 
-    def __init__(self, task: PrepareTask, board: Any) -> None:
+    def __init__(self, task: PrepareTask, board: ProgressBoard) -> None:
         super().__init__(task, board)
         self._storage = Storage(task.storage)
         self._viewing = Viewing(

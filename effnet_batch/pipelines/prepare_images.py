@@ -18,7 +18,7 @@ from effnet_batch.pipelines.graphs import actor_graph, run_units
 from effnet_batch.pipelines.open_images import open_decoder
 from effnet_batch.pipelines.pending import cut_units
 from effnet_batch.pipelines.placement import Placement, resolve_placement
-from effnet_batch.pipelines.progress import UnitProgress
+from effnet_batch.pipelines.progress import ProgressBoard, UnitProgress
 from effnet_batch.pipelines.resolution import Resolution, library_versions, resolved_run
 from effnet_batch.pipelines.run import Run, storage_options
 from effnet_batch.pipelines.units import Task, part_writer, read_unit, receipt
@@ -123,7 +123,7 @@ class _Task(Task):
 class _Worker:
     """Actor that reads, decodes, keeps and commits."""
 
-    def __init__(self, task: _Task, board: Any) -> None:
+    def __init__(self, task: _Task, board: ProgressBoard) -> None:
         self._task, self._board = task, board
         self._storage = Storage(task.storage)
         self._guard = OutageGuard()

@@ -14,7 +14,7 @@ from effnet_batch.config import RescoreConfig
 from effnet_batch.errors import DecodeError, JobError, OutageError, RecordError
 from effnet_batch.ledger import read_frames_of, reading
 from effnet_batch.models.weights_file import check_sha256
-from effnet_batch.pipelines.progress import UnitProgress
+from effnet_batch.pipelines.progress import ProgressBoard, UnitProgress
 from effnet_batch.pipelines.rescore_resolve import ResolvedRescoring
 from effnet_batch.pipelines.score_resolve import load_checkpoints
 from effnet_batch.pipelines.units import Task, part_writer, receipt
@@ -44,7 +44,7 @@ class RescoreWorker:
     video where checkpoints now share a view that were stored with views of their own.
     """
 
-    def __init__(self, task: RescoreTask, board: Any) -> None:
+    def __init__(self, task: RescoreTask, board: ProgressBoard) -> None:
         self._task = task
         self._board = board
         self._storage = Storage(task.storage)

@@ -1,13 +1,13 @@
 """What runs on the workers of the scoring job: units in, committed verdicts out."""
 
 import dataclasses
-from typing import Any
 
 import pyarrow as pa
 import torch
 
 from effnet_batch.config import ScoreConfig, VideoLimitSettings
 from effnet_batch.models.weights_file import check_sha256
+from effnet_batch.pipelines.progress import ProgressBoard
 from effnet_batch.pipelines.score_resolve import ResolvedScoring, load_checkpoints
 from effnet_batch.pipelines.video_workers import VideoTask, VideoWorker, build_encoder
 from effnet_batch.stages.frames import FrameSpool
@@ -34,7 +34,7 @@ class ScoreTask(VideoTask):
 class ScoreWorker(VideoWorker):
     """Actor that judges videos and commits the verdicts."""
 
-    def __init__(self, task: ScoreTask, board: Any) -> None:
+    def __init__(self, task: ScoreTask, board: ProgressBoard) -> None:
         super().__init__(task, board)
         self._scorer = build_scorer(task)
 

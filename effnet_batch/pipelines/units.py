@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from effnet_batch.config import InputSettings, JobConfig
 from effnet_batch.pipelines.metrics import publish_clock, publish_written
+from effnet_batch.pipelines.progress import ProgressBoard
 from effnet_batch.pipelines.resolution import Resolution
 from effnet_batch.schema import KIND_IMAGE
 from effnet_batch.sink import OutputPaths, PartWriter
@@ -53,7 +54,7 @@ def read_unit(
     unit: pa.Table,
     storage: Storage,
     guard: OutageGuard,
-    board: Any,
+    board: ProgressBoard,
     *,
     max_bytes: int,
     medium: str = KIND_IMAGE,
@@ -65,7 +66,7 @@ def read_unit(
         guard,
         max_bytes=max_bytes,
         media_column=task.config.group(InputSettings).media_column,
-        on_incomplete=lambda source, error: board.incomplete.remote(source.uri, str(error)),
+        on_incomplete=lambda source, error: board.incomplete(source.uri, str(error)),
         medium=medium,
     )
 

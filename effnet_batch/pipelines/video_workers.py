@@ -20,7 +20,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Final
 
 import pyarrow as pa
 
@@ -36,7 +36,7 @@ from effnet_batch.media.preprocess import Preprocessing
 from effnet_batch.models.backbone import Backbone
 from effnet_batch.pipelines.decode_videos import DecodeTask
 from effnet_batch.pipelines.open_videos import video_opener
-from effnet_batch.pipelines.progress import UnitProgress
+from effnet_batch.pipelines.progress import ProgressBoard, UnitProgress
 from effnet_batch.pipelines.remote_videos import RemoteVideos
 from effnet_batch.pipelines.resolution import build_chosen_engine
 from effnet_batch.pipelines.units import STAGES, Task, part_writer, read_unit, receipt
@@ -76,7 +76,7 @@ class VideoTask(Task, abc.ABC):
 class VideoWorker(abc.ABC):
     """Actor that makes rows of videos and commits them, wherever the videos are decoded."""
 
-    def __init__(self, task: VideoTask, board: Any) -> None:
+    def __init__(self, task: VideoTask, board: ProgressBoard) -> None:
         self.task = task
         self._board = board
         self._storage = Storage(task.storage)
