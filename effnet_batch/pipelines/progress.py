@@ -165,7 +165,9 @@ class ProgressBoard:
             store = _store()
             store.internal_kv_del(self._prefix.encode(), True, _NAMESPACE, _CALL_SECONDS)
             keys = store.internal_kv_keys(b"", _NAMESPACE, _CALL_SECONDS)
-            jobs = store.get_all_job_info(timeout=_CALL_SECONDS) if keys else {}
+            # All else that it may tell, it would first ask every job's driver for.
+            without = {"skip_submission_job_info_field": True, "skip_is_running_tasks_field": True}
+            jobs = store.get_all_job_info(**without, timeout=_CALL_SECONDS) if keys else {}
             ended = {job.hex() for job, info in jobs.items() if info.is_dead}
             for job in {key.partition(b"/")[0].decode() for key in keys} & ended:
                 store.internal_kv_del(f"{job}/".encode(), True, _NAMESPACE, _CALL_SECONDS)
