@@ -2,6 +2,7 @@
 
 import gc
 import io
+import os
 import threading
 
 import numpy as np
@@ -221,3 +222,9 @@ def test_long_steps_show_progress() -> None:
         list(video.read([99], None))
     assert len(calls) >= 3 * 100
     assert set(calls) == {threading.get_ident()}
+
+
+def test_clips_are_encoded_without_making_this_a_realtime_process() -> None:
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    assert encode("libsvtav1", options={"preset": "12"}, num_frames=4)
+    assert (os.sched_getscheduler(0), os.sched_getparam(0)) == before

@@ -4,8 +4,9 @@ import contextlib
 import functools
 import io
 import itertools
+import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,21 @@ def pattern(number: int, width: int, height: int) -> np.ndarray:
     return frame.clip(0, 255).astype(np.uint8)
 
 
+@contextlib.contextmanager
+def kept_scheduling() -> Iterator[None]:
+    """Keeps how this thread is scheduled.
+
+    SVT-AV1 makes the thread that calls it a realtime one, if it may as root, and leaves it so. What
+    is started from it then, such as a Ray, is so as well, and one that spins stops the machine.
+    """
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
+
+
+@kept_scheduling()
 def encode(
     codec: str = "libx264",
     container: str = "mp4",
