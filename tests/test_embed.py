@@ -214,12 +214,12 @@ def test_split_placement_and_float16_give_the_same_numbers(
     assert verify(str(tmp_path / "out"), is_deep=True).is_proven
 
 
-def test_parts_are_whole_batches_and_the_actors_have_some_each(tmp_path: Path) -> None:
+def test_parts_are_cut_as_whole_batches_unless_these_are_large(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for index in range(600):
         (tmp_path / "in" / f"{index:03}.jpg").write_bytes(IMAGES[index % NUM_IMAGES])
     settings: dict[str, Any] = {**MODEL, "weights": "random", "image_size": 32, "num_actors": 1}
-    # A batch that is larger than a part should be, as they are on cards, makes no part larger.
+    # A batch of more than the smallest part's 128 rows, as on cards, counts as one of so many.
     for batch_size, wanted in ((32, [160, 160, 160, 120]), (500, [256, 256, 88])):
         output = tmp_path / f"out-{batch_size}"
         effnet_batch.embed(str(tmp_path / "in"), str(output), batch_size=batch_size, **settings)

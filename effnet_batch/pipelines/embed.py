@@ -106,8 +106,8 @@ def _embed_pending(run: Run, config: EmbedConfig, resolved: Resolved, nodes: Nod
     placement = resolve_placement(
         config.cluster, resolved.engine, nodes, decodes_on_gpu=resolved.gpu_decode
     )
-    # A unit's last batch is filled up to what the engine takes at once. Of the large batches of a
-    # card a part is enough for it, and whole ones would leave other cards without any.
+    # What a unit's last batch lacks is computed all the same. Batches of cards are so large that
+    # units of whole ones would leave other cards without any; their engines fill up less of them.
     multiple_of = min(resolved.engine.batch_size, _MIN_ROWS_PER_PART)
     task = EmbedTask(
         config=config,
